@@ -1,0 +1,1 @@
+"""Serve large language models on all the GPUs of one node."""

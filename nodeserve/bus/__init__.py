@@ -1,0 +1,1 @@
+"""Carry frames over ZeroMQ from file descriptors inside the event loop."""

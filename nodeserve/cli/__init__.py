@@ -1,0 +1,1 @@
+"""The nodeserve command, one file per subcommand."""

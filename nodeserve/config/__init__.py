@@ -1,0 +1,1 @@
+"""Turn a TOML file and flags into one frozen, whole-checked NodeConfig."""

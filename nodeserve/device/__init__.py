@@ -1,0 +1,1 @@
+"""Find out which GPUs, CPUs and NUMA nodes this machine has."""

@@ -1,0 +1,1 @@
+"""Stand between gateways and workers and carry out what the router decides."""

@@ -1,0 +1,1 @@
+"""Run a model, or pretend to, behind the EngineCore wire."""

@@ -1,0 +1,1 @@
+"""Pretend to be a vLLM engine, with honest timing and KV accounting."""

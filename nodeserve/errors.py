@@ -1,0 +1,35 @@
+"""Every deliberate exception, one tree, sorted by what the reader must do."""
+
+
+class NodeserveError(Exception):
+    """A deliberate refusal: who, what with numbers, and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(NodeserveError):
+    """A setting can never work: the operator changes it. Exit code 78 (EX_CONFIG)."""
+
+    exit_code = 78
+
+
+class CapacityError(NodeserveError):
+    """There is no room at present: try later or ask for less. Exit code 75 (EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
+class PeerError(NodeserveError):
+    """Another process misbehaved, died or does not answer. Exit code 69 (EX_UNAVAILABLE)."""
+
+    exit_code = 69
+
+
+class InvariantError(NodeserveError):
+    """nodeserve has a bug: report it. Exit code 70 (EX_SOFTWARE)."""
+
+    exit_code = 70
+
+
+class InvalidTransitionError(InvariantError):
+    """A state machine was handed an event that its phase does not accept; nothing changed."""

@@ -1,0 +1,1 @@
+"""Launch vLLM's own front ends, one per listener."""

@@ -1,0 +1,1 @@
+"""Reason about KV blocks without touching memory; pure."""

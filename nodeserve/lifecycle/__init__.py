@@ -1,0 +1,1 @@
+"""Decide when processes start, stop and come back; pure."""

@@ -1,0 +1,1 @@
+"""Decide where each request runs; pure."""

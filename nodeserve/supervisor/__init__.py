@@ -1,0 +1,1 @@
+"""Own every process of the node, its sockets and its runtime directory."""

@@ -1,0 +1,1 @@
+"""Copy KV bytes from one worker's memory into another's."""

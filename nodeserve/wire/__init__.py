@@ -1,0 +1,1 @@
+"""Say what travels between processes; pure, no sockets."""

@@ -1,0 +1,372 @@
+"""Control messages between nodeserve's own processes and the CLI.
+
+Every message is a frozen msgspec Struct, tagged by its name and carried as msgpack in one
+ZeroMQ frame. The supervisor binds a ROUTER; everybody else connects a DEALER. New fields get
+defaults and a field never changes type, so that neighbouring releases understand each other.
+"""
+
+import enum
+from typing import Final
+
+import msgspec
+
+
+class Role(enum.StrEnum):
+    """What a worker is used for. Roles are routing: every engine can do all three."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    AGGREGATED = "aggregated"
+
+
+class ProcessKind(enum.StrEnum):
+    """The kinds of process in a node."""
+
+    SUPERVISOR = "supervisor"
+    FORKSERVER = "forkserver"
+    DISPATCHER = "dispatcher"
+    GATEWAY = "gateway"
+    WORKER = "worker"
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
+    """A control message."""
+
+
+class WireFields(msgspec.Struct, frozen=True, kw_only=True):
+    """Field names, in wire order, of the positional structs of the engine's vLLM version."""
+
+    request: tuple[str, ...]
+    outputs: tuple[str, ...]
+    output: tuple[str, ...]
+    vllm_version: str
+
+
+# ------------------------------------------------------------------ child to supervisor
+
+
+class WorkerHello(_Message):
+    """A worker process runs and begins to load its engine."""
+
+    name: str
+    generation: int
+    pid: int
+
+
+class WorkerProgress(_Message):
+    """What a starting worker is doing, for people: one short phrase."""
+
+    generation: int
+    phase: str
+
+
+class WorkerReady(_Message):
+    """The engine takes requests.
+
+    ``ready`` is the engine's EngineCoreReadyResponse, msgpack, as vLLM encodes it.
+    ``kv_events_endpoint`` is the ``ipc://`` address of its KV event publisher, or None.
+    ``kv_block_bytes`` is what one block holds over all layers and all ranks.
+    """
+
+    name: str
+    generation: int
+    fields: WireFields
+    ready: bytes
+    block_size: int
+    num_gpu_blocks: int
+    kv_block_bytes: int
+    max_model_len: int
+    kv_events_endpoint: str | None = None
+    features: tuple[str, ...] = ()
+
+
+class WorkerHeartbeat(_Message):
+    """Sent about once a second by a thread beside the engine loop.
+
+    ``steps`` counts engine steps: it must advance while ``num_requests`` is above zero.
+    """
+
+    generation: int
+    steps: int
+    num_requests: int
+
+
+class ChildFailed(_Message):
+    """A child cannot go on; ``cause`` is one sentence. It exits right after."""
+
+    generation: int
+    cause: str
+    retryable: bool = True
+
+
+class DispatcherReady(_Message):
+    """The dispatcher's worker-side sockets are bound."""
+
+    generation: int
+    pid: int
+
+
+class WorkerServing(_Message):
+    """The dispatcher routes requests to this worker."""
+
+    generation: int
+
+
+class WorkerDrained(_Message):
+    """A draining worker has no request and no leased block left."""
+
+    generation: int
+
+
+class GatewayServing(_Message):
+    """The dispatcher has sent the node's ready message to this gateway."""
+
+    generation: int
+
+
+# -------------------------------------------------------------- supervisor to dispatcher
+
+
+class AttachWorker(_Message):
+    """Route to this worker from now on."""
+
+    name: str
+    generation: int
+    role: Role
+    ready: WorkerReady
+
+
+class DetachWorker(_Message):
+    """This worker is gone: fence its generation, settle its requests."""
+
+    generation: int
+    reason: str
+
+
+class SetWorkerRole(_Message):
+    """Change what a worker is used for; requests in flight stay where they are."""
+
+    generation: int
+    role: Role
+
+
+class DrainWorker(_Message):
+    """Send no new request to this worker; report WorkerDrained when it has none left."""
+
+    generation: int
+
+
+class AttachGateway(_Message):
+    """Become the engine of this gateway, at its two ZeroMQ addresses."""
+
+    name: str
+    generation: int
+    input_address: str
+    output_address: str
+
+
+class DetachGateway(_Message):
+    """This gateway is gone: abort what its clients had asked for."""
+
+    generation: int
+
+
+class DrainNode(_Message):
+    """Accept no new request; report NodeDrained when none is left."""
+
+
+class NodeDrained(_Message):
+    """No request is left on the node."""
+
+
+class ReportStatus(_Message):
+    """Answer with a DispatcherStatus carrying the same ``call_id``."""
+
+    call_id: int
+
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
+    """A latency's distribution over the recent past, in ms; None where nothing was seen."""
+
+    count: int = 0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+
+
+class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What the dispatcher knows of one worker."""
+
+    generation: int
+    role: Role
+    running: int = 0
+    waiting: int = 0
+    queued_prefill_tokens: int = 0
+    kv_usage: float = 0.0
+    num_gpu_blocks: int = 0
+    draining: bool = False
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+
+
+class HandoffStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Handoffs since the dispatcher started."""
+
+    completed: int = 0
+    failed: int = 0
+    bytes: int = 0
+    leased: int = 0
+    latency: Quantiles = Quantiles()
+
+
+class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one finished request ran, for `nodeserve chat`, the demo and the access log.
+
+    ``request_id`` is the id on the gateway's wire: the client's id, perhaps with a suffix.
+    Times are in ms since the request reached the dispatcher.
+    """
+
+    request_id: str
+    listener: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    finish: str
+    prefill_worker: str | None = None
+    decode_worker: str | None = None
+    handoff_bytes: int = 0
+    handoff_ms: float = 0.0
+    ttft_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+class DispatcherStatus(_Message):
+    """The data plane's own account of itself. Counters run since the dispatcher started."""
+
+    call_id: int
+    workers: tuple[WorkerLoad, ...] = ()
+    queued_requests: int = 0
+    running_requests: int = 0
+    finished_requests: int = 0
+    failed_requests: int = 0
+    aborted_requests: int = 0
+    rejected_frames: int = 0
+    stale_outputs: int = 0
+    ttft: Quantiles = Quantiles()
+    itl: Quantiles = Quantiles()
+    handoffs: HandoffStats = HandoffStats()
+    recent: tuple[RequestTrace, ...] = ()
+
+
+# ---------------------------------------------------------------------- CLI to supervisor
+
+
+class StatusRequest(_Message):
+    """Ask for the node's status; answered with StatusReply."""
+
+
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of the node. ``state`` is a phase of lifecycle.process."""
+
+    name: str
+    kind: ProcessKind
+    state: str
+    generation: int = 0
+    pid: int | None = None
+    role: Role | None = None
+    uptime_s: float = 0.0
+    restarts: int = 0
+    detail: str | None = None
+    load: WorkerLoad | None = None
+
+
+class StatusReply(_Message):
+    """The node's status; `nodeserve status --json` prints exactly this, minus the tag."""
+
+    state: str
+    socket: str
+    version: str
+    vllm_version: str | None
+    model: str
+    served_model_name: str
+    uptime_s: float
+    listeners: tuple[str, ...]
+    processes: tuple[ProcessStatus, ...]
+    requests: DispatcherStatus | None = None
+
+
+class DrainRequest(_Message):
+    """Drain one worker (it ends and stays down), or with None the whole node (it exits)."""
+
+    worker: str | None = None
+
+
+class RestartRequest(_Message):
+    """Drain a worker, end its process and start the next generation."""
+
+    worker: str
+    immediately: bool = False
+
+
+class RoleRequest(_Message):
+    """Change a worker's role."""
+
+    worker: str
+    role: Role
+
+
+class CommandReply(_Message):
+    """The outcome of a command: ``error`` is None when it is done."""
+
+    detail: str = ""
+    error: str | None = None
+
+
+Message = (
+    WorkerHello
+    | WorkerProgress
+    | WorkerReady
+    | WorkerHeartbeat
+    | ChildFailed
+    | DispatcherReady
+    | WorkerServing
+    | WorkerDrained
+    | GatewayServing
+    | AttachWorker
+    | DetachWorker
+    | SetWorkerRole
+    | DrainWorker
+    | AttachGateway
+    | DetachGateway
+    | DrainNode
+    | NodeDrained
+    | ReportStatus
+    | DispatcherStatus
+    | StatusRequest
+    | StatusReply
+    | DrainRequest
+    | RestartRequest
+    | RoleRequest
+    | CommandReply
+)
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """Return the one frame that carries ``message``."""
+    return _ENCODER.encode(message)
+
+
+def decode(frame: bytes) -> Message:
+    """Return the message in ``frame``.
+
+    Raises:
+        ValueError: The frame is not a control message: truncated, oversized nesting, bad
+            UTF-8, wrong types or an unknown tag. The caller drops and counts it.
+    """
+    try:
+        return _DECODER.decode(frame)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        text = f"control frame of {len(frame)} bytes is not a control message: {error}"
+        raise ValueError(text) from error

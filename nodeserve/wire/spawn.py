@@ -1,0 +1,84 @@
+"""What a child process is told when it is born. Travels once, as msgpack, through its fork."""
+
+import msgspec
+
+from nodeserve.wire.control import Role
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Which engine a worker runs and with what.
+
+    ``args`` are vLLM engine arguments by their Python names (``max_model_len``), already
+    merged from the config, the role and the command line.
+    ``simulate`` is a system such as ``8xh100-sxm``; None runs vLLM.
+    ``speedup`` divides simulated step times; ``inf`` makes them zero.
+    """
+
+    model: str
+    served_model_name: str
+    tp: int
+    args: dict[str, bool | int | float | str | list[str] | dict[str, object] | None]
+    simulate: str | None = None
+    speedup: float = 1.0
+
+
+class KvSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How KV is handed over between workers.
+
+    ``lease_ttl_s`` bounds how long a handoff stays pinned when nobody releases it.
+    """
+
+    async_load: bool = True
+    lease_ttl_s: float = 60.0
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything one worker process needs to know.
+
+    ``generation`` is its engine_index on the EngineCore wire. ``cpus`` and ``gpu_uuids`` are
+    the whole TP group's; one of them is empty.
+    """
+
+    name: str
+    generation: int
+    role: Role
+    runtime_dir: str
+    control_address: str
+    input_address: str
+    output_address: str
+    kv_events_address: str
+    engine: EngineSpec
+    kv: KvSpec
+    cpus: tuple[int, ...] = ()
+    gpu_uuids: tuple[str, ...] = ()
+
+
+class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the dispatcher needs to know.
+
+    ``local_prefill_tokens`` is the uncached prompt length up to which a request skips the
+    prefill worker. ``max_queued_requests`` bounds what waits on the node.
+    """
+
+    generation: int
+    runtime_dir: str
+    control_address: str
+    input_address: str
+    output_address: str
+    local_prefill_tokens: int = 0
+    max_queued_requests: int = 10_000
+    utility_deadline_s: float = 5.0
+    grammar_backend: str = "xgrammar"
+
+
+class PythonGatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway that is vLLM's Python API server needs; its listening fd comes beside it."""
+
+    name: str
+    generation: int
+    listen_address: str
+    input_address: str
+    output_address: str
+    engine: EngineSpec
+    args: tuple[str, ...] = ()
+    gateway_count: int = 1
