@@ -1,0 +1,23 @@
+"""What every test shares: how long one may take, and when it cannot run here."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+_NODE_TIMEOUT_S = 300.0
+"""A real engine or a whole node starts in about 10 s; a loaded two-core machine takes longer."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests a longer deadline, and skip what this machine lacks, saying so."""
+    has_gpu = Path("/dev/nvidiactl").exists()
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    for item in items:
+        if item.get_closest_marker("gpu") and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="this machine has no NVIDIA GPU"))
+        if item.get_closest_marker("vllm") and not has_vllm:
+            item.add_marker(pytest.mark.skip(reason="vLLM is not installed; run scripts/setup"))
+        is_slow = any(item.get_closest_marker(name) for name in ("vllm", "e2e", "gpu"))
+        if is_slow and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_NODE_TIMEOUT_S))
