@@ -1,0 +1,113 @@
+"""The resolved configuration of a node: what every other part of nodeserve is told."""
+
+import enum
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import msgspec
+
+from nodeserve.wire.control import Role
+from nodeserve.wire.spawn import KvSpec
+
+ArgValue: TypeAlias = bool | int | float | str | list[object] | dict[str, object] | None
+"""A value of a vLLM argument."""
+
+Args: TypeAlias = Mapping[str, ArgValue]
+"""vLLM arguments by their Python names, for example ``max_model_len``."""
+
+
+class GatewayKind(enum.StrEnum):
+    """vLLM's two front ends: its Python API server, and the ``vllm-rs`` binary."""
+
+    PYTHON = "python"
+    RUST = "rust"
+
+
+class Listener(msgspec.Struct, frozen=True, kw_only=True):
+    """One place where clients connect, with the gateways that serve it.
+
+    Either ``socket`` (an absolute path) or ``host`` and ``port`` are set, never both.
+
+    Attributes:
+        gateways: How many gateway processes share the listening socket.
+        mode: Permission bits of the Unix socket, for example ``0o660``.
+        group: Group that owns the Unix socket; None keeps the daemon's own.
+        api_key_file: One key a line; clients must send one of them. None asks for no key.
+        args: Arguments of vLLM's front end by their Python names.
+    """
+
+    name: str
+    socket: str | None = None
+    host: str | None = None
+    port: int | None = None
+    gateway: GatewayKind
+    gateways: int = 1
+    mode: int = 0o660
+    group: str | None = None
+    api_key_file: str | None = None
+    args: dict[str, ArgValue] = {}
+
+    @property
+    def address(self) -> str:
+        """The socket's path, or ``host:port`` (IPv6 hosts in brackets), for people."""
+        if self.socket is not None:
+            return self.socket
+        host = f"[{self.host}]" if self.host is not None and ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker's name, place and engine.
+
+    Attributes:
+        gpu_uuids: The GPUs of the whole TP group, ``tp`` of them; empty on CPU and simulated.
+        cpus: Logical CPUs the worker is bound to; empty binds it to none in particular.
+        args: vLLM engine arguments: the role's defaults, the file's and the command line's.
+    """
+
+    name: str
+    role: Role
+    tp: int = 1
+    gpu_uuids: tuple[str, ...] = ()
+    cpus: tuple[int, ...] = ()
+    args: dict[str, ArgValue] = {}
+
+
+class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the dispatcher's router is told.
+
+    Attributes:
+        local_prefill_tokens: Uncached prompt length up to which a request skips the prefill
+            worker.
+        max_queued_requests: How many requests may wait on the node.
+    """
+
+    local_prefill_tokens: int = 16
+    max_queued_requests: int = 10_000
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the supervisor needs to know; checked whole before anything starts.
+
+    Attributes:
+        model: Absolute path of the model's directory.
+        served_model_names: What clients may call the model; the first is shown to them.
+        runtime_dir: Absolute path of the directory for internal sockets and logs, mode 0700.
+        listeners: At least one. The first with a Unix socket is the node's own address.
+        drain_deadline_s: How long requests in flight may take when the node stops.
+        simulate: A system such as ``8xh100-sxm``; None runs vLLM.
+        speedup: Divides simulated step times; ``inf`` makes them zero.
+        warnings: What the operator should look at, though the node can start.
+    """
+
+    model: str
+    served_model_names: tuple[str, ...]
+    runtime_dir: str
+    listeners: tuple[Listener, ...]
+    workers: tuple[Worker, ...]
+    kv: KvSpec = KvSpec()
+    router: RouterSettings = RouterSettings()
+    drain_deadline_s: float = 60.0
+    simulate: str | None = None
+    speedup: float = 1.0
+    warnings: tuple[str, ...] = ()
