@@ -1,0 +1,241 @@
+"""The control channel: nodeserve's own messages between the supervisor and everybody else.
+
+A frame that is not a control message is dropped and counted, whoever sent it: no peer can
+stop another one's channel. Nothing here waits without a deadline except ``recv`` of the two
+asyncio ends, whose caller's task ends it.
+"""
+
+import asyncio
+import select
+import threading
+import time
+from typing import Final
+
+import zmq
+
+from nodeserve.bus.sockets import CONTROL_MESSAGE_BYTES, bind, open_socket, send_now
+from nodeserve.errors import PeerError
+from nodeserve.wire import control
+
+_IDENTIFIED_FRAMES: Final = 2
+
+
+class _AsyncSocket:
+    """One control socket awaited inside the loop; one task may receive at a time."""
+
+    def __init__(self, kind: int, identity: bytes | None = None) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = open_socket(
+            self.context, kind, identity=identity, max_message_bytes=CONTROL_MESSAGE_BYTES
+        )
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def recv(self) -> list[bytes]:
+        while not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            await self._wait_for_sign()
+        return self.socket.recv_multipart(zmq.NOBLOCK)
+
+    def send(self, frames: list[bytes]) -> None:
+        try:
+            send_now(self.socket, frames)
+        finally:
+            self._wake()
+
+    def close(self) -> None:
+        self._wake()
+        self.socket.close()
+        self.context.term()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait_for_sign(self) -> None:
+        loop = asyncio.get_running_loop()
+        fd = int(self.socket.getsockopt(zmq.FD))
+        self._waiter = loop.create_future()
+        loop.add_reader(fd, self._wake)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            loop.remove_reader(fd)
+
+
+class ControlServer:
+    """The supervisor's end: binds a ROUTER that all others connect to.
+
+    Attributes:
+        num_bad_frames: Messages dropped because they were not control messages.
+        num_undelivered: Messages that their peer could not take.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Bind at once; raises ConfigError or PeerError as ``bus.sockets.bind`` does."""
+        self._socket = _AsyncSocket(zmq.ROUTER)
+        self.num_bad_frames = 0
+        self.num_undelivered = 0
+        try:
+            bind(self._socket.socket, address)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    async def recv(self) -> tuple[bytes, control.Message]:
+        """Return the next message and the identity of who sent it."""
+        while True:
+            frames = await self._socket.recv()
+            if len(frames) == _IDENTIFIED_FRAMES:
+                try:
+                    return frames[0], control.decode(frames[1])
+                except ValueError:
+                    pass
+            self.num_bad_frames += 1
+
+    def send(self, identity: bytes, message: control.Message) -> None:
+        """Send to one peer without waiting.
+
+        Raises:
+            PeerError: Nobody has that identity any more, or it does not read. The server is
+                as good as before; a supervisor that expects deaths catches this.
+        """
+        try:
+            self._socket.send([identity, control.encode(message)])
+        except PeerError as error:
+            self.num_undelivered += 1
+            kind = type(message).__name__
+            text = f"control peer {identity!r} cannot be sent a {kind}: {error.__cause__}"
+            raise PeerError(text) from error
+
+    def close(self) -> None:
+        """Close the socket; what was sent last may linger for a second."""
+        self._socket.close()
+
+
+class ControlChannel:
+    """A child's end, for use inside an asyncio loop: connects a DEALER.
+
+    Attributes:
+        num_bad_frames: Messages dropped because they were not control messages.
+    """
+
+    def __init__(self, address: str, identity: bytes) -> None:
+        """Connect; succeeds whether or not anybody listens yet."""
+        self._socket = _AsyncSocket(zmq.DEALER, identity)
+        self._socket.socket.connect(address)
+        self.num_bad_frames = 0
+
+    async def recv(self) -> control.Message:
+        """Return the supervisor's next message."""
+        while True:
+            frames = await self._socket.recv()
+            if len(frames) == 1:
+                try:
+                    return control.decode(frames[0])
+                except ValueError:
+                    pass
+            self.num_bad_frames += 1
+
+    def send(self, message: control.Message) -> None:
+        """Send without waiting.
+
+        Raises:
+            PeerError: The supervisor has not read for a thousand messages.
+        """
+        self._socket.send([control.encode(message)])
+
+    def close(self) -> None:
+        """Close the socket; what was sent last may linger for a second."""
+        self._socket.close()
+
+
+class BlockingControlClient:
+    """A peer's end without a loop: for a worker's threads and for the command line.
+
+    Any thread may send at any time, also while another one waits for a message.
+
+    Attributes:
+        num_bad_frames: Messages dropped because they were not control messages.
+    """
+
+    _SLICE_S: Final = 0.05
+
+    def __init__(self, address: str, identity: bytes) -> None:
+        """Connect; succeeds whether or not anybody listens yet."""
+        self._address = address
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = open_socket(
+            self._context, zmq.DEALER, identity=identity, max_message_bytes=CONTROL_MESSAGE_BYTES
+        )
+        self._socket.connect(address)
+        self._fd = int(self._socket.getsockopt(zmq.FD))
+        self._lock = threading.Lock()
+        self.num_bad_frames = 0
+
+    def send(self, message: control.Message) -> None:
+        """Send without waiting for the peer.
+
+        Raises:
+            PeerError: The supervisor has not read for a thousand messages, or we are closed.
+        """
+        with self._lock:
+            if self._socket.closed:
+                text = f"control socket {self._address} is closed; nothing can be sent"
+                raise PeerError(text)
+            send_now(self._socket, [control.encode(message)])
+
+    def recv(self, within_s: float) -> control.Message:
+        """Return the next message.
+
+        Raises:
+            PeerError: None came within ``within_s`` seconds.
+        """
+        until_s = time.monotonic() + within_s
+        while True:
+            left_s = until_s - time.monotonic()
+            frames = self._take()
+            if frames is None:
+                if left_s <= 0:
+                    text = (
+                        f"control socket {self._address}: no message within {within_s:g} s; "
+                        "see whether the daemon runs"
+                    )
+                    raise PeerError(text)
+                # Wait without the lock, and not long: a send may have taken the sign.
+                select.select([self._fd], [], [], min(left_s, self._SLICE_S))
+                continue
+            if len(frames) == 1:
+                try:
+                    return control.decode(frames[0])
+                except ValueError:
+                    pass
+            self.num_bad_frames += 1
+
+    def request(self, message: control.Message, within_s: float) -> control.Message:
+        """Send ``message`` and return what comes back first.
+
+        Raises:
+            PeerError: No answer within ``within_s`` seconds. What was not delivered by then
+                never will be.
+        """
+        self.send(message)
+        try:
+            return self.recv(within_s)
+        except PeerError:
+            self._socket.setsockopt(zmq.LINGER, 0)
+            raise
+
+    def close(self) -> None:
+        """Close; what was sent last may linger for a second. May be called twice."""
+        with self._lock:
+            self._socket.close()
+        self._context.term()
+
+    def _take(self) -> list[bytes] | None:
+        with self._lock:
+            if self._socket.closed:
+                text = f"control socket {self._address} is closed; nothing can be received"
+                raise PeerError(text)
+            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return None
+            return self._socket.recv_multipart(zmq.NOBLOCK)

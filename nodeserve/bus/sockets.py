@@ -1,0 +1,230 @@
+"""ZeroMQ sockets with bounded everything, drained from their file descriptor inside the loop.
+
+Draining the descriptor costs about 1 µs of CPU a message, ``zmq.asyncio`` 14 µs. The price is
+to know two things about that descriptor. It only says "something may have changed": after it
+fires, ``EVENTS`` must be read until it shows nothing. And any other call on the socket, a send
+too, may swallow that sign: so after sending on a socket that also receives, look again.
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import zmq
+
+from nodeserve.bus.endpoints import claim_path, path_of
+from nodeserve.errors import PeerError
+
+Frames = Sequence[bytes | memoryview]
+
+CONTROL_MESSAGE_BYTES: Final = 64 << 20
+ENGINE_MESSAGE_BYTES: Final = 256 << 20
+"""Largest frame of the EngineCore wire: the pixel tensor of one video can pass 64 MiB.
+
+A larger frame drops its connection silently, so this is a fuse and not a limit for clients.
+"""
+
+HANDSHAKE_MS: Final = 2000
+"""A connection that says nothing is closed after this long; ZeroMQ's default holds it 30 s."""
+
+LINGER_MS: Final = 1000
+"""How long what was sent last, such as the reason of a failure, may outlive its socket."""
+
+HIGH_WATER_MESSAGES: Final = 1000
+
+
+def open_socket(
+    context: "zmq.Context[zmq.Socket[bytes]]",
+    kind: int,
+    *,
+    identity: bytes | None = None,
+    max_message_bytes: int = ENGINE_MESSAGE_BYTES,
+    high_water_messages: int = HIGH_WATER_MESSAGES,
+) -> "zmq.Socket[bytes]":
+    """Return a socket with our limits set; a ROUTER also reports peers it cannot reach."""
+    sock = context.socket(kind)
+    sock.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
+    sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    sock.setsockopt(zmq.LINGER, LINGER_MS)
+    sock.setsockopt(zmq.SNDHWM, high_water_messages)
+    sock.setsockopt(zmq.RCVHWM, high_water_messages)
+    if identity is not None:
+        sock.setsockopt(zmq.IDENTITY, identity)
+    if kind == zmq.ROUTER:
+        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    return sock
+
+
+def bind(sock: "zmq.Socket[bytes]", address: str) -> None:
+    """Bind to an ``ipc://`` address in a private directory; only our user can connect.
+
+    Sets the process's umask for a moment: call it before starting threads that make files.
+
+    Raises:
+        ConfigError: The address or its directory cannot be used.
+        PeerError: Another process listens there.
+    """
+    path = path_of(address)
+    claim_path(path)
+    before = os.umask(0o077)
+    try:
+        sock.bind(address)
+    except zmq.ZMQError as error:
+        message = f"socket {path} cannot be bound: {error}; see its directory"
+        raise PeerError(message) from error
+    finally:
+        os.umask(before)
+
+
+def send_now(sock: "zmq.Socket[bytes]", frames: Frames) -> None:
+    """Send one message without waiting.
+
+    Raises:
+        PeerError: No peer takes it: its queue is full, or nobody has that identity.
+    """
+    try:
+        sock.send_multipart(frames, zmq.NOBLOCK)
+    except zmq.ZMQError as error:
+        message = f"message of {len(frames)} frames cannot be sent: {error}; drop or retry it"
+        raise PeerError(message) from error
+
+
+class Reader:
+    """Hands one socket's messages to ``on_message`` from inside the running loop.
+
+    At most ``batch`` messages go in one turn of the loop, so that a busy socket starves nobody.
+    """
+
+    def __init__(
+        self,
+        sock: "zmq.Socket[bytes]",
+        on_message: Callable[[list[bytes]], None],
+        *,
+        batch: int = 64,
+    ) -> None:
+        """Begin to read at once; needs a running loop."""
+        self._sock = sock
+        self._on_message = on_message
+        self._batch = batch
+        self._loop = asyncio.get_running_loop()
+        self._fd = int(sock.getsockopt(zmq.FD))
+        self._again: asyncio.Handle | None = None
+        self._watching = False
+        self.resume()
+
+    def pause(self) -> None:
+        """Take no message until ``resume``; peers then meet the socket's high-water mark."""
+        if self._watching:
+            self._watching = False
+            self._loop.remove_reader(self._fd)
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+
+    def resume(self) -> None:
+        """Take messages again. Harmless when not paused."""
+        if not self._watching:
+            self._watching = True
+            self._loop.add_reader(self._fd, self._drain)
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Call this after any send on the same socket: the send may have taken the sign."""
+        if self._again is None and self._watching:
+            self._again = self._loop.call_soon(self._drain)
+
+    def close(self) -> None:
+        """Stop reading and close the socket."""
+        self.pause()
+        self._sock.close()
+
+    def _drain(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        sock = self._sock
+        for _ in range(self._batch):
+            if not self._watching or not int(sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return
+            message = sock.recv_multipart(zmq.NOBLOCK)
+            try:
+                self._on_message(message)
+            except BaseException:
+                self.look_again()  # one bad message must not hold back those behind it
+                raise
+        self.look_again()
+
+
+class Writer:
+    """Sends on one socket without waiting and keeps a bounded queue for a slow peer.
+
+    ``on_drained`` is called when a queue that had stopped us (``congested``) is empty again.
+    Only for sockets that are not read: a PUSH.
+    """
+
+    def __init__(
+        self,
+        sock: "zmq.Socket[bytes]",
+        on_drained: Callable[[], None],
+        *,
+        limit: int = HIGH_WATER_MESSAGES,
+    ) -> None:
+        """Own ``sock``, which is connected or bound; needs a running loop."""
+        self._sock = sock
+        self._on_drained = on_drained
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._fd = int(sock.getsockopt(zmq.FD))
+        self._queue: deque[Frames] = deque()
+
+    @property
+    def congested(self) -> bool:
+        """Whether something waits: who feeds this writer stops until ``on_drained``."""
+        return bool(self._queue)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many messages wait for the peer."""
+        return len(self._queue)
+
+    def send(self, frames: Frames) -> None:
+        """Send now, or queue.
+
+        Raises:
+            PeerError: The queue is full: this peer has not read for a long time.
+        """
+        if not self._queue:
+            try:
+                self._sock.send_multipart(frames, zmq.NOBLOCK)
+            except zmq.Again:
+                self._queue.append(frames)
+                self._loop.add_reader(self._fd, self._flush)
+                self._loop.call_soon(self._flush)
+            return
+        if len(self._queue) >= self._limit:
+            message = f"peer has not read its last {self._limit} messages; end it"
+            raise PeerError(message)
+        self._queue.append(frames)
+
+    def close(self) -> None:
+        """Drop what waits and close the socket."""
+        if self._queue:
+            self._loop.remove_reader(self._fd)
+            self._queue.clear()
+        self._sock.close(linger=0)
+
+    def _flush(self) -> None:
+        if not self._queue:
+            return
+        while self._queue:
+            if not int(self._sock.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+                return
+            try:
+                self._sock.send_multipart(self._queue[0], zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._queue.popleft()
+        self._loop.remove_reader(self._fd)
+        self._on_drained()
