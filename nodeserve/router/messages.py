@@ -212,4 +212,6 @@ class WakeAt:
     at_s: float
 
 
-Command = StartLeg | AbortLeg | ReleaseLease | FailRequest | ReportDrained | ReportNodeDrained | WakeAt
+Command = (
+    StartLeg | AbortLeg | ReleaseLease | FailRequest | ReportDrained | ReportNodeDrained | WakeAt
+)

@@ -45,7 +45,7 @@ class WireFields(msgspec.Struct, frozen=True, kw_only=True):
 # ------------------------------------------------------------------ child to supervisor
 
 
-class WorkerHello(_Message):
+class WorkerHello(_Message, frozen=True, kw_only=True):
     """A worker process runs and begins to load its engine."""
 
     name: str
@@ -53,14 +53,14 @@ class WorkerHello(_Message):
     pid: int
 
 
-class WorkerProgress(_Message):
+class WorkerProgress(_Message, frozen=True, kw_only=True):
     """What a starting worker is doing, for people: one short phrase."""
 
     generation: int
     phase: str
 
 
-class WorkerReady(_Message):
+class WorkerReady(_Message, frozen=True, kw_only=True):
     """The engine takes requests.
 
     ``ready`` is the engine's EngineCoreReadyResponse, msgpack, as vLLM encodes it.
@@ -80,7 +80,7 @@ class WorkerReady(_Message):
     features: tuple[str, ...] = ()
 
 
-class WorkerHeartbeat(_Message):
+class WorkerHeartbeat(_Message, frozen=True, kw_only=True):
     """Sent about once a second by a thread beside the engine loop.
 
     ``steps`` counts engine steps: it must advance while ``num_requests`` is above zero.
@@ -91,7 +91,7 @@ class WorkerHeartbeat(_Message):
     num_requests: int
 
 
-class ChildFailed(_Message):
+class ChildFailed(_Message, frozen=True, kw_only=True):
     """A child cannot go on; ``cause`` is one sentence. It exits right after."""
 
     generation: int
@@ -99,26 +99,26 @@ class ChildFailed(_Message):
     retryable: bool = True
 
 
-class DispatcherReady(_Message):
+class DispatcherReady(_Message, frozen=True, kw_only=True):
     """The dispatcher's worker-side sockets are bound."""
 
     generation: int
     pid: int
 
 
-class WorkerServing(_Message):
+class WorkerServing(_Message, frozen=True, kw_only=True):
     """The dispatcher routes requests to this worker."""
 
     generation: int
 
 
-class WorkerDrained(_Message):
+class WorkerDrained(_Message, frozen=True, kw_only=True):
     """A draining worker has no request and no leased block left."""
 
     generation: int
 
 
-class GatewayServing(_Message):
+class GatewayServing(_Message, frozen=True, kw_only=True):
     """The dispatcher has sent the node's ready message to this gateway."""
 
     generation: int
@@ -127,7 +127,7 @@ class GatewayServing(_Message):
 # -------------------------------------------------------------- supervisor to dispatcher
 
 
-class AttachWorker(_Message):
+class AttachWorker(_Message, frozen=True, kw_only=True):
     """Route to this worker from now on."""
 
     name: str
@@ -136,27 +136,27 @@ class AttachWorker(_Message):
     ready: WorkerReady
 
 
-class DetachWorker(_Message):
+class DetachWorker(_Message, frozen=True, kw_only=True):
     """This worker is gone: fence its generation, settle its requests."""
 
     generation: int
     reason: str
 
 
-class SetWorkerRole(_Message):
+class SetWorkerRole(_Message, frozen=True, kw_only=True):
     """Change what a worker is used for; requests in flight stay where they are."""
 
     generation: int
     role: Role
 
 
-class DrainWorker(_Message):
+class DrainWorker(_Message, frozen=True, kw_only=True):
     """Send no new request to this worker; report WorkerDrained when it has none left."""
 
     generation: int
 
 
-class AttachGateway(_Message):
+class AttachGateway(_Message, frozen=True, kw_only=True):
     """Become the engine of this gateway, at its two ZeroMQ addresses."""
 
     name: str
@@ -165,21 +165,21 @@ class AttachGateway(_Message):
     output_address: str
 
 
-class DetachGateway(_Message):
+class DetachGateway(_Message, frozen=True, kw_only=True):
     """This gateway is gone: abort what its clients had asked for."""
 
     generation: int
 
 
-class DrainNode(_Message):
+class DrainNode(_Message, frozen=True, kw_only=True):
     """Accept no new request; report NodeDrained when none is left."""
 
 
-class NodeDrained(_Message):
+class NodeDrained(_Message, frozen=True, kw_only=True):
     """No request is left on the node."""
 
 
-class ReportStatus(_Message):
+class ReportStatus(_Message, frozen=True, kw_only=True):
     """Answer with a DispatcherStatus carrying the same ``call_id``."""
 
     call_id: int
@@ -239,7 +239,7 @@ class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
     total_ms: float = 0.0
 
 
-class DispatcherStatus(_Message):
+class DispatcherStatus(_Message, frozen=True, kw_only=True):
     """The data plane's own account of itself. Counters run since the dispatcher started."""
 
     call_id: int
@@ -260,7 +260,7 @@ class DispatcherStatus(_Message):
 # ---------------------------------------------------------------------- CLI to supervisor
 
 
-class StatusRequest(_Message):
+class StatusRequest(_Message, frozen=True, kw_only=True):
     """Ask for the node's status; answered with StatusReply."""
 
 
@@ -279,7 +279,7 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     load: WorkerLoad | None = None
 
 
-class StatusReply(_Message):
+class StatusReply(_Message, frozen=True, kw_only=True):
     """The node's status; `nodeserve status --json` prints exactly this, minus the tag."""
 
     state: str
@@ -294,27 +294,27 @@ class StatusReply(_Message):
     requests: DispatcherStatus | None = None
 
 
-class DrainRequest(_Message):
+class DrainRequest(_Message, frozen=True, kw_only=True):
     """Drain one worker (it ends and stays down), or with None the whole node (it exits)."""
 
     worker: str | None = None
 
 
-class RestartRequest(_Message):
+class RestartRequest(_Message, frozen=True, kw_only=True):
     """Drain a worker, end its process and start the next generation."""
 
     worker: str
     immediately: bool = False
 
 
-class RoleRequest(_Message):
+class RoleRequest(_Message, frozen=True, kw_only=True):
     """Change a worker's role."""
 
     worker: str
     role: Role
 
 
-class CommandReply(_Message):
+class CommandReply(_Message, frozen=True, kw_only=True):
     """The outcome of a command: ``error`` is None when it is done."""
 
     detail: str = ""
@@ -350,7 +350,7 @@ Message = (
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_DECODER: Final = msgspec.msgpack.Decoder(Message)
+_DECODER: Final[msgspec.msgpack.Decoder[Message]] = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:

@@ -17,7 +17,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     served_model_name: str
     tp: int
-    args: dict[str, bool | int | float | str | list[str] | dict[str, object] | None]
+    args: dict[str, bool | int | float | str | list[object] | dict[str, object] | None]
     simulate: str | None = None
     speedup: float = 1.0
 

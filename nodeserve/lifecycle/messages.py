@@ -1,0 +1,196 @@
+"""Events into the node's life and commands out of it."""
+
+from dataclasses import dataclass
+
+from nodeserve.ids import Generation
+from nodeserve.wire.control import (
+    AttachGateway,
+    AttachWorker,
+    DetachGateway,
+    DetachWorker,
+    DrainNode,
+    DrainWorker,
+    Role,
+    SetWorkerRole,
+    WorkerReady,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStarted:
+    """The daemon is set up and wants its processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessReady:
+    """A fork server is loaded, the dispatcher is bound, or a gateway answers HTTP."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReady:
+    """A worker's engine takes requests; the dispatcher does not know yet."""
+
+    ready: WorkerReady
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRouted:
+    """The dispatcher sends requests to a worker."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEmptied:
+    """A draining worker has nothing left to do."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEmptied:
+    """A draining node has no request left."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessExited:
+    """A process is gone; ``cause`` is one sentence for people."""
+
+    generation: Generation
+    cause: str
+    retryable: bool
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySick:
+    """A gateway's process lives but no longer answers HTTP."""
+
+    generation: Generation
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Somebody wants the node to end: the first time it drains, the second it stops at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """An operator wants a worker to finish its requests and stay down."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAsked:
+    """An operator wants a worker's next incarnation, after draining or at once."""
+
+    worker: str
+    immediately: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RoleAsked:
+    """An operator wants a worker to be used for something else."""
+
+    worker: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class TimeElapsed:
+    """The time in ``NodeLife.wake_at_s`` has come."""
+
+
+Event = (
+    NodeStarted
+    | ProcessReady
+    | EngineReady
+    | WorkerRouted
+    | WorkerEmptied
+    | NodeEmptied
+    | ProcessExited
+    | GatewaySick
+    | StopAsked
+    | DrainAsked
+    | RestartAsked
+    | RoleAsked
+    | TimeElapsed
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnProcess:
+    """Start a slot's next incarnation."""
+
+    name: str
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class TerminateProcess:
+    """Send SIGTERM to an incarnation."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class KillProcess:
+    """Send SIGKILL to an incarnation."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class TellDispatcher:
+    """Send a control message to the dispatcher."""
+
+    message: (
+        AttachWorker
+        | DetachWorker
+        | SetWorkerRole
+        | DrainWorker
+        | AttachGateway
+        | DetachGateway
+        | DrainNode
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectGateway:
+    """Tell the dispatcher a gateway's addresses and begin to probe the gateway."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceReady:
+    """The whole node serves: tell the operator, once."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopAccepting:
+    """Take no new connections: the node drains."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitNode:
+    """Nothing runs any more: leave with ``exit_code`` and, if it failed, say why."""
+
+    exit_code: int
+    reason: str | None = None
+
+
+Command = (
+    SpawnProcess
+    | TerminateProcess
+    | KillProcess
+    | TellDispatcher
+    | ConnectGateway
+    | AnnounceReady
+    | StopAccepting
+    | ExitNode
+)

@@ -1,0 +1,397 @@
+"""The node's life: which processes run, who is told what, and how it all ends."""
+
+import enum
+from collections.abc import Iterable
+
+from nodeserve.errors import CapacityError, ConfigError, InvariantError
+from nodeserve.ids import MAX_GENERATION, Generation
+from nodeserve.lifecycle import process
+from nodeserve.lifecycle.messages import (
+    AnnounceReady,
+    Command,
+    ConnectGateway,
+    DrainAsked,
+    EngineReady,
+    Event,
+    ExitNode,
+    GatewaySick,
+    KillProcess,
+    NodeEmptied,
+    NodeStarted,
+    ProcessExited,
+    ProcessReady,
+    RestartAsked,
+    RoleAsked,
+    SpawnProcess,
+    StopAccepting,
+    StopAsked,
+    TellDispatcher,
+    TerminateProcess,
+    TimeElapsed,
+    WorkerEmptied,
+    WorkerRouted,
+)
+from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.shutdown import Patience, next_to_stop
+from nodeserve.lifecycle.slot import AfterStop, Slot, SlotPlan
+from nodeserve.wire.control import (
+    AttachWorker,
+    DetachGateway,
+    DetachWorker,
+    DrainNode,
+    DrainWorker,
+    ProcessKind,
+    Role,
+    SetWorkerRole,
+    WorkerReady,
+)
+
+
+class NodePhase(enum.StrEnum):
+    """What the node as a whole is doing; `status` shows READY with a loss as ``degraded``."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+
+
+class NodeLife:
+    """Every process of the node and what the node does next.
+
+    A failed first start ends the node with the cause; after that a death costs one process,
+    which comes back by its restart policy. The dispatcher and its gateways are one restart
+    group, because the wire between them has no acknowledgement.
+    """
+
+    def __init__(self, plans: Iterable[SlotPlan], patience: Patience) -> None:
+        self.phase = NodePhase.STARTING
+        self.slots = {plan.name: Slot(plan, role=plan.role) for plan in plans}
+        self._patience = patience
+        self._last_generation = 0
+        self._drain_deadline_s: float | None = None
+        self._exit = ExitNode(0)
+
+    # ------------------------------------------------------------------------ reading
+
+    @property
+    def wake_at_s(self) -> float | None:
+        """When the caller must hand in TimeElapsed; None when nothing is due."""
+        times = [slot.life.wake_at_s for slot in self.slots.values()]
+        times += [slot.drain_deadline_s for slot in self.slots.values()]
+        times.append(self._drain_deadline_s)
+        return min((at_s for at_s in times if at_s is not None), default=None)
+
+    @property
+    def state(self) -> str:
+        """The node's state in one word."""
+        lost = any(slot.wanted and slot.life.phase is not Phase.READY for slot in self._serving())
+        return "degraded" if self.phase is NodePhase.READY and lost else str(self.phase)
+
+    def of_generation(self, generation: int) -> Slot | None:
+        """Return the slot whose present incarnation this is; None for a fenced one."""
+        held_by = (slot for slot in self.slots.values() if slot.generation == generation)
+        return next(held_by, None) if generation else None
+
+    def check(self) -> None:
+        """Raise InvariantError unless generations are unique and each process is consistent."""
+        used = [slot.generation for slot in self.slots.values() if slot.generation]
+        if len(used) != len(set(used)):
+            text = f"node: two slots share a generation: {sorted(used)}"
+            raise InvariantError(text)
+        for slot in self.slots.values():
+            slot.life.check()
+
+    # ------------------------------------------------------------------------- events
+
+    def handle(self, event: Event, *, now_s: float) -> list[Command]:
+        """Apply one event and return what the caller must now do, in order.
+
+        Events of fenced generations are normal races and change nothing.
+
+        Raises:
+            ConfigError: An operator named a worker that does not exist or can't do this now.
+            CapacityError: The generations are used up; restart the daemon.
+        """
+        match event:
+            case NodeStarted():
+                return self._start_where_possible(now_s)
+            case ProcessReady(generation=generation):
+                return self._process_ready(generation, now_s)
+            case EngineReady(ready=ready):
+                return self._engine_ready(ready)
+            case WorkerRouted(generation=generation):
+                slot = self.of_generation(generation)
+                return [] if slot is None else self._became_ready(slot, now_s)
+            case ProcessExited():
+                return self._exited(event, now_s)
+            case GatewaySick(generation=generation, cause=cause):
+                return self._gateway_sick(generation, cause, now_s)
+            case WorkerEmptied(generation=generation):
+                slot = self.of_generation(generation)
+                return self._stop(slot, now_s) if slot is not None and slot.draining else []
+            case NodeEmptied():
+                return self._stop_all(now_s) if self.phase is NodePhase.DRAINING else []
+            case StopAsked():
+                return self._stop_asked(now_s)
+            case DrainAsked() | RestartAsked() | RoleAsked():
+                return self._wish(event, now_s)
+            case TimeElapsed():
+                return self._time_elapsed(now_s)
+
+    # ---------------------------------------------------------------------- beginning
+
+    def _serving(self) -> Iterable[Slot]:
+        return (slot for slot in self.slots.values() if slot.kind is not ProcessKind.FORKSERVER)
+
+    def _of_kind(self, kind: ProcessKind) -> list[Slot]:
+        return [slot for slot in self.slots.values() if slot.kind is kind]
+
+    def _can_fork(self, slot: Slot) -> bool:
+        needs = slot.plan.forkserver
+        return needs is None or self.slots[needs].life.phase is Phase.READY
+
+    def _start_where_possible(self, now_s: float) -> list[Command]:
+        commands: list[Command] = []
+        if self.phase in (NodePhase.STARTING, NodePhase.READY):
+            for slot in self.slots.values():
+                if slot.wanted and slot.life.phase is Phase.DOWN and self._can_fork(slot):
+                    commands += self._apply(slot, process.StartRequested(), now_s)
+        return commands
+
+    def _apply(self, slot: Slot, event: process.Event, now_s: float) -> list[Command]:
+        commands: list[Command] = []
+        for command in slot.life.handle(event, now_s=now_s):
+            match command:
+                case process.Spawn():
+                    commands.append(SpawnProcess(slot.name, self._next_generation(slot)))
+                case process.Terminate():
+                    commands.append(TerminateProcess(slot.generation))
+                case process.Kill():
+                    commands.append(KillProcess(slot.generation))
+        return commands
+
+    def _next_generation(self, slot: Slot) -> Generation:
+        if self._last_generation == MAX_GENERATION:
+            text = f"node: all {MAX_GENERATION} generations are used up; restart the daemon"
+            raise CapacityError(text)
+        self._last_generation += 1
+        slot.begin(Generation(self._last_generation))
+        return slot.generation
+
+    def gateway_spawned(self, generation: Generation) -> list[Command]:
+        """Return what to do when a gateway's process exists and its sockets are made."""
+        slot = self.of_generation(generation)
+        return [] if slot is None else self._connect(slot)
+
+    def _process_ready(self, generation: Generation, now_s: float) -> list[Command]:
+        slot = self.of_generation(generation)
+        if slot is None or slot.life.phase is not Phase.STARTING:
+            return []
+        commands = self._became_ready(slot, now_s)
+        if slot.kind is ProcessKind.FORKSERVER:
+            commands += self._start_where_possible(now_s)
+        elif slot.kind is ProcessKind.DISPATCHER:
+            for other in self._of_kind(ProcessKind.WORKER):
+                commands += self._attach(other)
+            for other in self._of_kind(ProcessKind.GATEWAY):
+                commands += self._connect(other)
+        return commands
+
+    def _became_ready(self, slot: Slot, now_s: float) -> list[Command]:
+        if slot.life.phase not in (Phase.STARTING, Phase.STOPPING):
+            return []
+        slot.was_ready = True
+        commands = self._apply(slot, process.BecameReady(), now_s)
+        if self.phase is NodePhase.STARTING and all(
+            other.life.phase is Phase.READY for other in self._serving()
+        ):
+            self.phase = NodePhase.READY
+            commands.append(AnnounceReady())
+        return commands
+
+    def _engine_ready(self, ready: WorkerReady) -> list[Command]:
+        slot = self.of_generation(ready.generation)
+        if slot is None:
+            return []
+        slot.ready = ready
+        return self._attach(slot)
+
+    def _dispatcher_ready(self) -> bool:
+        return any(s.life.phase is Phase.READY for s in self._of_kind(ProcessKind.DISPATCHER))
+
+    def _attach(self, slot: Slot) -> list[Command]:
+        usable = slot.life.phase in (Phase.STARTING, Phase.READY)
+        if slot.ready is None or slot.attached or not usable or not self._dispatcher_ready():
+            return []
+        slot.attached = True
+        role = slot.role or Role.AGGREGATED
+        message = AttachWorker(
+            name=slot.name, generation=slot.generation, role=role, ready=slot.ready
+        )
+        return [TellDispatcher(message)]
+
+    def _connect(self, slot: Slot) -> list[Command]:
+        starting = slot.life.phase is Phase.STARTING and slot.generation != 0
+        if not starting or slot.attached or not self._dispatcher_ready():
+            return []
+        slot.attached = True
+        return [ConnectGateway(slot.generation)]
+
+    # ------------------------------------------------------------------------- losses
+
+    def _exited(self, event: ProcessExited, now_s: float) -> list[Command]:
+        slot = self.of_generation(event.generation)
+        if slot is None or not slot.running:
+            return []
+        expected = slot.life.phase is Phase.STOPPING
+        commands = self._detach(slot, event.cause)
+        self._apply(slot, process.Exited(retryable=event.retryable), now_s)
+        slot.attached = slot.draining = False
+        slot.drain_deadline_s = None
+        slot.detail = None if expected else event.cause
+        if self.phase in (NodePhase.DRAINING, NodePhase.STOPPING):
+            self._apply(slot, process.StopRequested(0), now_s)  # no restart from here on
+            return commands + self._continue_stop(now_s)
+        if self.phase is NodePhase.STARTING and not expected:
+            reason = f"{slot.kind} {slot.name} failed to start: {event.cause}"
+            self._exit = ExitNode(event.exit_code or 1, reason)
+            return commands + self._stop_all(now_s, grace_s=2.0)
+        if slot.kind is ProcessKind.DISPATCHER:
+            commands += self._restart_group(now_s)
+        if expected and slot.after_stop is AfterStop.START_AGAIN:
+            commands += self._start_where_possible(now_s)
+        elif expected:
+            slot.wanted = False
+        return commands
+
+    def _detach(self, slot: Slot, cause: str) -> list[Command]:
+        if not slot.attached or not self._dispatcher_ready():
+            return []
+        if slot.kind is ProcessKind.WORKER:
+            message = DetachWorker(generation=slot.generation, reason=cause)
+            return [TellDispatcher(message)]
+        if slot.kind is ProcessKind.GATEWAY:
+            return [TellDispatcher(DetachGateway(generation=slot.generation))]
+        return []
+
+    def _restart_group(self, now_s: float) -> list[Command]:
+        """End the gateways of a dead dispatcher; its workers wait for the next one."""
+        commands: list[Command] = []
+        for slot in self._of_kind(ProcessKind.WORKER):
+            slot.attached = False
+        for slot in self._of_kind(ProcessKind.GATEWAY):
+            if slot.running:
+                slot.attached = False
+                slot.after_stop = AfterStop.START_AGAIN
+                commands += self._apply(slot, process.StopRequested(0), now_s)
+        return commands
+
+    def _gateway_sick(self, generation: Generation, cause: str, now_s: float) -> list[Command]:
+        slot = self.of_generation(generation)
+        if slot is None or slot.life.phase not in (Phase.STARTING, Phase.READY):
+            return []
+        slot.detail, slot.after_stop = cause, AfterStop.START_AGAIN
+        return self._apply(slot, process.StopRequested(self._patience.stop_s), now_s)
+
+    # ---------------------------------------------------------------- operator's wishes
+
+    def _wish(self, event: DrainAsked | RestartAsked | RoleAsked, now_s: float) -> list[Command]:
+        slot = self._worker(event.worker)
+        match event:
+            case DrainAsked():
+                if slot.life.phase is not Phase.READY:
+                    text = f"worker {slot.name} is {slot.state()}; wait until it is ready"
+                    raise ConfigError(text)
+                return self._drain(slot, AfterStop.STAY_DOWN, now_s)
+            case RestartAsked():
+                return self._restart(event, slot, now_s)
+            case RoleAsked(role=role):
+                return self._change_role(slot, role)
+
+    def _worker(self, name: str) -> Slot:
+        slot = self.slots.get(name)
+        if slot is None or slot.kind is not ProcessKind.WORKER:
+            names = ", ".join(s.name for s in self._of_kind(ProcessKind.WORKER))
+            text = f"worker {name} does not exist; this node has {names}"
+            raise ConfigError(text)
+        return slot
+
+    def _drain(self, slot: Slot, after: AfterStop, now_s: float) -> list[Command]:
+        slot.after_stop = after
+        if slot.draining:
+            return []
+        slot.draining = True
+        slot.drain_deadline_s = now_s + self._patience.drain_s
+        return [TellDispatcher(DrainWorker(generation=slot.generation))]
+
+    def _restart(self, event: RestartAsked, slot: Slot, now_s: float) -> list[Command]:
+        slot.wanted = True
+        match slot.life.phase:
+            case Phase.DOWN | Phase.BACKOFF | Phase.FAILED:
+                return self._apply(slot, process.StartRequested(), now_s)
+            case Phase.READY if not event.immediately:
+                return self._drain(slot, AfterStop.START_AGAIN, now_s)
+            case _:
+                slot.after_stop = AfterStop.START_AGAIN
+                return self._stop(slot, now_s)
+
+    def _change_role(self, slot: Slot, role: Role) -> list[Command]:
+        slot.role = role
+        if not slot.attached:
+            return []
+        message = SetWorkerRole(generation=slot.generation, role=role)
+        return [TellDispatcher(message)]
+
+    # ------------------------------------------------------------------------- ending
+
+    def _stop(self, slot: Slot, now_s: float) -> list[Command]:
+        slot.draining, slot.drain_deadline_s = True, None
+        return self._apply(slot, process.StopRequested(self._patience.stop_s), now_s)
+
+    def _stop_asked(self, now_s: float) -> list[Command]:
+        if self.phase is NodePhase.READY and self._dispatcher_ready():
+            self.phase = NodePhase.DRAINING
+            self._drain_deadline_s = now_s + self._patience.drain_s
+            return [StopAccepting(), TellDispatcher(DrainNode())]
+        at_once = self.phase in (NodePhase.DRAINING, NodePhase.STOPPING)
+        return self._stop_all(now_s, grace_s=0.0 if at_once else 2.0)
+
+    def _stop_all(self, now_s: float, grace_s: float | None = None) -> list[Command]:
+        """Begin to stop, in order; with a grace given, everything at the same time."""
+        self.phase = NodePhase.STOPPING
+        self._drain_deadline_s = None
+        commands: list[Command] = []
+        if grace_s is not None:
+            for slot in self.slots.values():
+                if slot.life.phase is not Phase.STOPPING or grace_s == 0:
+                    commands += self._apply(slot, process.StopRequested(grace_s), now_s)
+        return commands + self._continue_stop(now_s)
+
+    def _continue_stop(self, now_s: float) -> list[Command]:
+        """Stop the next kinds in STOP_ORDER once all before them are gone."""
+        if self.phase is NodePhase.DRAINING and self._dispatcher_ready():
+            return []
+        self.phase = NodePhase.STOPPING
+        commands: list[Command] = []
+        left = next_to_stop(self.slots.values())
+        for slot in left:
+            if slot.life.phase is not Phase.STOPPING:
+                commands += self._apply(slot, process.StopRequested(self._patience.stop_s), now_s)
+        return commands if left else [*commands, self._exit]
+
+    # --------------------------------------------------------------------------- time
+
+    def _time_elapsed(self, now_s: float) -> list[Command]:
+        commands: list[Command] = []
+        if self._drain_deadline_s is not None and self._drain_deadline_s <= now_s:
+            commands += self._stop_all(now_s)
+        for slot in self.slots.values():
+            if slot.life.wake_at_s is not None and slot.life.wake_at_s <= now_s:
+                if slot.life.phase is Phase.BACKOFF and not self._can_fork(slot):
+                    slot.life.wake_at_s = now_s + 1.0
+                    continue
+                commands += self._apply(slot, process.TimeElapsed(), now_s)
+            elif slot.drain_deadline_s is not None and slot.drain_deadline_s <= now_s:
+                commands += self._stop(slot, now_s)
+        return commands

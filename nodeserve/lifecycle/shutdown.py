@@ -1,0 +1,34 @@
+"""The order in which the node's processes end, and how long each wait may take."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.slot import Slot
+from nodeserve.wire.control import ProcessKind
+
+# Nobody outlives the process it talks to.
+STOP_ORDER: Final = (
+    frozenset({ProcessKind.GATEWAY}),
+    frozenset({ProcessKind.WORKER, ProcessKind.DISPATCHER}),
+    frozenset({ProcessKind.FORKSERVER}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the node waits: for requests to finish, and for processes to end by themselves."""
+
+    drain_s: float = 60.0
+    stop_s: float = 10.0
+
+
+def next_to_stop(slots: Iterable[Slot]) -> list[Slot]:
+    """Return the slots of the first kinds in STOP_ORDER that are not over; empty at the end."""
+    over = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF)
+    alive = [slot for slot in slots if slot.life.phase not in over]
+    for kinds in STOP_ORDER:
+        if left := [slot for slot in alive if slot.kind in kinds]:
+            return left
+    return []

@@ -1,0 +1,77 @@
+"""One place in the node that a process fills, incarnation after incarnation."""
+
+import enum
+from dataclasses import dataclass, field
+from typing import Final
+
+from nodeserve.ids import Generation
+from nodeserve.lifecycle.process import Phase, ProcessLife
+from nodeserve.wire.control import ProcessKind, Role, WorkerReady
+
+NO_GENERATION: Final = Generation(0)
+"""What a slot holds before its first process; generations count from 1."""
+
+
+class AfterStop(enum.Enum):
+    """What follows when a process that was asked to stop is gone."""
+
+    STAY_DOWN = "stay down"
+    START_AGAIN = "start again"
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlan:
+    """What the node is made of: one process with its name, kind and the fork server it needs.
+
+    ``forkserver`` names the slot that must be ready before this one can start; None for the
+    fork servers themselves.
+    """
+
+    name: str
+    kind: ProcessKind
+    forkserver: str | None = None
+    role: Role | None = None
+
+
+@dataclass(slots=True)
+class Slot:
+    """The present incarnation of one planned process."""
+
+    plan: SlotPlan
+    life: ProcessLife = field(default_factory=ProcessLife)
+    generation: Generation = NO_GENERATION
+    role: Role | None = None
+    wanted: bool = True
+    attached: bool = False
+    draining: bool = False
+    after_stop: AfterStop = AfterStop.STAY_DOWN
+    ready: WorkerReady | None = None
+    detail: str | None = None
+    drain_deadline_s: float | None = None
+    was_ready: bool = False
+
+    @property
+    def name(self) -> str:
+        """The slot's name."""
+        return self.plan.name
+
+    @property
+    def kind(self) -> ProcessKind:
+        """The kind of process that fills it."""
+        return self.plan.kind
+
+    @property
+    def running(self) -> bool:
+        """Whether a process exists, so that an exit is still to come."""
+        return self.life.phase in (Phase.STARTING, Phase.READY, Phase.STOPPING)
+
+    def begin(self, generation: Generation) -> None:
+        """Take note that a new incarnation is being started."""
+        self.generation = generation
+        self.attached = self.draining = False
+        self.ready = self.detail = self.drain_deadline_s = None
+        self.after_stop = AfterStop.STAY_DOWN
+
+    def state(self) -> str:
+        """The phase, or ``draining``: what `status` shows."""
+        return "draining" if self.draining and self.running else str(self.life.phase)

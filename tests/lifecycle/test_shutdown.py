@@ -1,0 +1,29 @@
+from nodeserve.lifecycle.process import BecameReady, StartRequested
+from nodeserve.lifecycle.shutdown import next_to_stop
+from nodeserve.lifecycle.slot import Slot, SlotPlan
+from nodeserve.wire.control import ProcessKind
+
+
+def running(name, kind):
+    slot = Slot(SlotPlan(name, kind))
+    slot.life.handle(StartRequested(), now_s=0.0)
+    slot.life.handle(BecameReady(), now_s=0.0)
+    return slot
+
+
+def test_gateways_end_before_workers_and_the_dispatcher_and_fork_servers_last():
+    slots = [
+        running("f", ProcessKind.FORKSERVER),
+        running("w", ProcessKind.WORKER),
+        running("d", ProcessKind.DISPATCHER),
+        running("g", ProcessKind.GATEWAY),
+    ]
+    order = []
+    while left := next_to_stop(slots):
+        order.append(sorted(slot.name for slot in left))
+        slots = [slot for slot in slots if slot not in left]
+    assert order == [["g"], ["d", "w"], ["f"]]
+
+
+def test_what_never_started_is_not_waited_for():
+    assert next_to_stop([Slot(SlotPlan("w", ProcessKind.WORKER))]) == []
