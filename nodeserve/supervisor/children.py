@@ -1,0 +1,158 @@
+"""The node's processes as the kernel shows them: start, watch by pidfd, signal, reap."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from nodeserve.errors import PeerError
+from nodeserve.ids import Generation
+from nodeserve.supervisor.forkserver import ForkRequest
+from nodeserve.supervisor.forkserver_client import ForkServer
+from nodeserve.supervisor.kernel import kill_group, send_signal
+from nodeserve.supervisor.runtime import RuntimeDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One live incarnation."""
+
+    name: str
+    generation: Generation
+    pid: int
+    pidfd: int
+    started_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a child ended: an exit code, or the signal that killed it."""
+
+    code: int | None
+    signal: signal.Signals | None
+
+    @property
+    def exit_code(self) -> int:
+        """The code a shell would show."""
+        return self.code if self.signal is None and self.code is not None else self._from_signal()
+
+    def describe(self) -> str:
+        """Return the ending as half a sentence."""
+        if self.signal is signal.SIGKILL:
+            return "killed by SIGKILL (perhaps out of memory)"
+        if self.signal is not None:
+            return f"killed by {self.signal.name}"
+        return f"exited with code {self.code}"
+
+    def _from_signal(self) -> int:
+        return 128 + (self.signal or signal.SIGKILL)
+
+
+class Children:
+    """Every child of the supervisor, by generation; ``on_exit`` hears of each ending once."""
+
+    def __init__(self, runtime: RuntimeDirectory, on_exit: Callable[[Child, Exit], None]) -> None:
+        self._runtime = runtime
+        self._on_exit = on_exit
+        self._loop = asyncio.get_running_loop()
+        self._children: dict[Generation, Child] = {}
+        self._forkservers: dict[str, ForkServer] = {}
+        self._num_forking = 0
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reap_strangers)
+
+    def get(self, generation: int) -> Child | None:
+        """Return a live incarnation; None when it is gone or was never started."""
+        return self._children.get(Generation(generation))
+
+    async def start_forkserver(
+        self,
+        name: str,
+        generation: Generation,
+        *,
+        modules: Sequence[str],
+        environment: Mapping[str, str],
+    ) -> None:
+        """Start a fork server and return when it has imported ``modules``.
+
+        Raises:
+            PeerError: It could not; its exit is reported as well.
+        """
+        server = ForkServer(
+            modules=modules, environment=environment, log_path=self._runtime.log_path(name)
+        )
+        self._forkservers[name] = server
+        self._watch(name, generation, server.process.pid)
+        await server.loaded()
+
+    async def fork(
+        self, forkserver: str, generation: Generation, request: ForkRequest, fds: Sequence[int] = ()
+    ) -> Child:
+        """Start a child whose output goes to the log of its name.
+
+        Raises:
+            PeerError: The fork server can't.
+        """
+        server = self._forkservers.get(forkserver)
+        if server is None:
+            text = f"fork server {forkserver} is not running"
+            raise PeerError(text)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        log_fd = os.open(self._runtime.log_path(request.name), flags, 0o600)
+        self._num_forking += 1  # one that dies at once is not a stranger
+        try:
+            pid = await server.fork(request, [log_fd, *fds])
+            return self._watch(request.name, generation, pid)
+        finally:
+            self._num_forking -= 1
+            os.close(log_fd)
+
+    def send(self, generation: Generation, number: signal.Signals) -> None:
+        """Signal an incarnation; one that is gone is no error."""
+        child = self._children.get(generation)
+        if child is None:
+            return
+        if number is signal.SIGTERM and child.name in self._forkservers:
+            self._forkservers[child.name].close()
+        send_signal(child.pidfd, number)
+
+    def close(self) -> None:
+        """Stop watching. Call it when no child is left."""
+        self._loop.remove_signal_handler(signal.SIGCHLD)
+        for server in self._forkservers.values():
+            server.close()
+
+    def _watch(self, name: str, generation: Generation, pid: int) -> Child:
+        pidfd = os.pidfd_open(pid)
+        child = Child(name, generation, pid, pidfd, self._loop.time())
+        self._children[generation] = child
+        self._loop.add_reader(pidfd, self._exited, child)
+        return child
+
+    def _exited(self, child: Child) -> None:
+        self._loop.remove_reader(child.pidfd)
+        kill_group(child.pid)  # before its pid, and so its group's number, can be used again
+        result = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+        os.close(child.pidfd)
+        del self._children[child.generation]
+        if (server := self._forkservers.get(child.name)) is not None:
+            server.close()
+            del self._forkservers[child.name]
+            server.process.returncode = 0  # reaped here, so Popen must not wait again
+        self._reap_strangers()
+        killed = result is not None and result.si_code != os.CLD_EXITED
+        status = 0 if result is None else result.si_status
+        ended = Exit(None, signal.Signals(status)) if killed else Exit(status, None)
+        self._on_exit(child, ended)
+
+    def _reap_strangers(self) -> None:
+        """Reap adopted orphans; our own children keep their status for their pidfd."""
+        known = {child.pid for child in self._children.values()}
+        while not self._num_forking:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None or found.si_pid in known:
+                return
+            os.waitpid(found.si_pid, os.WNOHANG)

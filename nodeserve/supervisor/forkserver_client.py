@@ -1,0 +1,111 @@
+"""The supervisor's end of a fork server."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from nodeserve.errors import PeerError
+from nodeserve.supervisor.forkserver import MAX_REQUEST_BYTES, ForkReply, ForkRequest
+
+FORK_DEADLINE_S: Final = 30.0
+_DECODE: Final = msgspec.msgpack.Decoder(ForkReply).decode
+_ENCODE: Final = msgspec.msgpack.Encoder().encode
+
+
+class ForkServer:
+    """Starts a fork server and asks it for children; answers come in the order of requests.
+
+    Attributes:
+        process: The fork server itself; who made it reaps it.
+    """
+
+    def __init__(
+        self, *, modules: Sequence[str], environment: Mapping[str, str], log_path: Path
+    ) -> None:
+        """Start the process; ``environment`` is its whole environment."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        argv = [sys.executable, "-m", "nodeserve.supervisor.forkserver"]
+        argv += [str(theirs.fileno()), str(os.getpid()), ",".join(modules)]
+        with theirs, log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                argv,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+            )
+        self._channel = ours
+        self._replies: deque[asyncio.Future[ForkReply]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[ForkReply] = self._loop.create_future()
+        self._replies.append(self._loaded)
+        self._loop.add_reader(ours.fileno(), self._on_readable)
+
+    async def loaded(self) -> None:
+        """Return when its modules are imported.
+
+        Raises:
+            PeerError: An import failed, or the process died meanwhile.
+        """
+        reply = await asyncio.shield(self._loaded)
+        if reply.error is not None:
+            text = f"fork server {self.process.pid}: {reply.error}"
+            raise PeerError(text)
+
+    async def fork(self, request: ForkRequest, fds: Sequence[int]) -> int:
+        """Return the pid of a new child of the supervisor.
+
+        Raises:
+            PeerError: The fork server is dead, or could not fork in time.
+        """
+        reply: asyncio.Future[ForkReply] = self._loop.create_future()
+        try:
+            socket.send_fds(self._channel, [_ENCODE(request)], list(fds))
+        except OSError as error:
+            text = f"fork server {self.process.pid} takes no request: {error}"
+            raise PeerError(text) from error
+        self._replies.append(reply)
+        async with asyncio.timeout(FORK_DEADLINE_S):
+            answer = await reply
+        if answer.error is not None:
+            text = f"fork server {self.process.pid} could not start {request.name}: {answer.error}"
+            raise PeerError(text)
+        return answer.pid
+
+    def close(self) -> None:
+        """Let the fork server end; its children live on."""
+        if self._channel.fileno() >= 0:
+            self._loop.remove_reader(self._channel.fileno())
+            self._channel.close()
+        self._fail("was closed")
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._channel.recv(MAX_REQUEST_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._channel.fileno())
+            self._fail("died")
+        elif self._replies:
+            reply = self._replies.popleft()
+            if not reply.done():
+                reply.set_result(_DECODE(data))
+
+    def _fail(self, how: str) -> None:
+        while self._replies:
+            reply = self._replies.popleft()
+            if not reply.done():
+                reply.set_result(ForkReply(error=how))

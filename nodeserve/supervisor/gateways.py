@@ -1,0 +1,145 @@
+"""The node's listening sockets, and whether the gateways behind them really answer."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from nodeserve.bus.listener import TcpListener, UnixListener
+from nodeserve.config.node import Listener, NodeConfig
+from nodeserve.gateway.launch import internal_sockets
+from nodeserve.gateway.probe import ProbeResult, probe_tcp, probe_unix
+from nodeserve.ids import Generation
+from nodeserve.lifecycle.messages import Event, GatewaySick, ProcessReady
+from nodeserve.supervisor.plan import gateway_names
+from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.wire.control import AttachGateway
+
+FIRST_PROBE_EVERY_S: Final = 0.02
+PROBE_EVERY_S: Final = 2.0
+PROBE_DEADLINE_S: Final = 5.0
+SICK_AFTER_PROBES: Final = 3
+INTERNAL_BACKLOG: Final = 1024
+
+
+class Gateways:
+    """Holds each listener's socket for the node's whole life and probes what answers on it.
+
+    Several gateways on one socket can't be told apart from outside, so only a gateway that is
+    alone on its listener is ever called sick.
+    """
+
+    def __init__(self, config: NodeConfig, report: Callable[[Event], None]) -> None:
+        """Bind every listener.
+
+        Raises:
+            ConfigError: A listener's address can't be used.
+            PeerError: A live process holds it.
+        """
+        self._config = config
+        self._report = report
+        self._by_name = {
+            name: listener for listener in config.listeners for name in gateway_names(listener)
+        }
+        self._sockets: dict[str, UnixListener | TcpListener] = {}
+        self._probing: dict[Generation, asyncio.Task[None]] = {}
+        with ExitStack() as bound:
+            for listener in config.listeners:
+                self._sockets[listener.name] = self._bind(listener)
+                bound.callback(self._sockets[listener.name].close)
+            bound.pop_all()
+
+    def listener_of(self, gateway: str) -> Listener:
+        """Return the listener that a gateway process serves."""
+        return self._by_name[gateway]
+
+    def http_fd(self, listener: Listener) -> int:
+        """Return the fd that clients of a listener connect to."""
+        return self._sockets[listener.name].socket.fileno()
+
+    def attach_message(self, name: str, generation: Generation) -> AttachGateway:
+        """Return what the dispatcher must know of a gateway."""
+        inside = internal_sockets(Path(self._config.runtime_dir), generation)
+        return AttachGateway(
+            name=name,
+            generation=generation,
+            input_address=inside.input_address,
+            output_address=inside.output_address,
+        )
+
+    @contextmanager
+    def internal_listeners(
+        self, runtime: RuntimeDirectory, generation: Generation
+    ) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """Make the two sockets that a rust gateway adopts; ours are closed at the end."""
+        inside = internal_sockets(runtime.path, generation)
+        with (
+            socket.socket(socket.AF_UNIX) as inputs,
+            socket.socket(socket.AF_UNIX) as outputs,
+        ):
+            for made, path in ((inputs, inside.input_path), (outputs, inside.output_path)):
+                made.bind(str(path))
+                made.listen(INTERNAL_BACKLOG)
+            yield inputs, outputs
+
+    def begin_probing(self, name: str, generation: Generation) -> None:
+        """Report ProcessReady at the first good answer and GatewaySick when they end."""
+        listener = self._by_name[name]
+        self._probing[generation] = asyncio.create_task(self._probe(listener, generation))
+
+    def forget(self, generation: Generation) -> None:
+        """Stop probing an incarnation that is gone, and remove its internal sockets."""
+        task = self._probing.pop(generation, None)
+        if task is not None:
+            task.cancel()
+        inside = internal_sockets(Path(self._config.runtime_dir), generation)
+        inside.input_path.unlink(missing_ok=True)
+        inside.output_path.unlink(missing_ok=True)
+
+    def stop_accepting(self) -> None:
+        """Unlink the Unix sockets: who connects from now on is refused, not cut off later."""
+        self._stop_probing()
+        for bound in self._sockets.values():
+            if isinstance(bound, UnixListener):
+                bound.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close and remove the sockets."""
+        self._stop_probing()
+        for bound in self._sockets.values():
+            bound.close()
+
+    def _stop_probing(self) -> None:
+        for task in self._probing.values():
+            task.cancel()
+        self._probing.clear()
+
+    @staticmethod
+    def _bind(listener: Listener) -> UnixListener | TcpListener:
+        if listener.socket is not None:
+            return UnixListener(Path(listener.socket), mode=listener.mode, group=listener.group)
+        return TcpListener(listener.host or "127.0.0.1", listener.port or 0)
+
+    async def _probe(self, listener: Listener, generation: Generation) -> None:
+        result = await self._ask(listener)
+        while not result.serving:
+            await asyncio.sleep(FIRST_PROBE_EVERY_S)
+            result = await self._ask(listener)
+        self._report(ProcessReady(generation))
+        failures = 0
+        while listener.gateways == 1 and failures < SICK_AFTER_PROBES:
+            await asyncio.sleep(PROBE_EVERY_S)
+            result = await self._ask(listener)
+            failures = 0 if result.serving else failures + 1
+            if failures == SICK_AFTER_PROBES:
+                self._report(GatewaySick(generation, result.detail))
+
+    @staticmethod
+    async def _ask(listener: Listener) -> ProbeResult:
+        if listener.socket is not None:
+            return await probe_unix(listener.socket, deadline_s=PROBE_DEADLINE_S)
+        return await probe_tcp(
+            listener.host or "127.0.0.1", listener.port or 0, deadline_s=PROBE_DEADLINE_S
+        )

@@ -1,0 +1,54 @@
+"""What the supervisor asks of the Linux kernel about its descendants."""
+
+import contextlib
+import ctypes
+import os
+import signal
+from typing import Final
+
+from nodeserve.errors import PeerError
+
+# Source: linux/prctl.h.
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def become_subreaper() -> None:
+    """Adopt every descendant whose parent dies, so that each process of the node is ours."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that became its parent ends.
+
+    Call it from a process's main thread, after it has been adopted.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def name_process(name: str) -> None:
+    """Set what `ps -o comm` shows; the kernel keeps 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    _prctl(_PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def send_signal(pidfd: int, number: signal.Signals) -> None:
+    """Signal the very process a pidfd was opened for; one that is gone is no error."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def kill_group(group: int) -> None:
+    """Kill what is left of a dead child's process group: the helpers it had started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _LIBC.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        error = os.strerror(ctypes.get_errno())
+        text = f"prctl({option}, {value}) failed: {error}; nodeserve needs Linux 5.4 or newer"
+        raise PeerError(text)

@@ -1,0 +1,186 @@
+"""Answers what the command line asks: status at once, commands when they are done."""
+
+import asyncio
+import importlib.metadata
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from nodeserve.config.node import NodeConfig
+from nodeserve.errors import NodeserveError
+from nodeserve.lifecycle.messages import (
+    DrainAsked,
+    Event,
+    ExitNode,
+    RestartAsked,
+    RoleAsked,
+    StopAsked,
+)
+from nodeserve.lifecycle.node import NodeLife
+from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.slot import Slot
+from nodeserve.supervisor.children import Children
+from nodeserve.supervisor.report import first_line
+from nodeserve.wire import control
+from nodeserve.wire.control import ProcessKind, ProcessStatus
+
+STATUS_DEADLINE_S: Final = 1.0
+
+Reply = Callable[[control.Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    """A command that is answered when its worker gets where it was sent."""
+
+    slot: Slot
+    since_generation: int
+    goal: Phase
+    reply: Reply
+
+
+class OperatorDesk:
+    """The supervisor's side of `nodeserve status`, `drain`, `restart` and `role`."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        life: NodeLife,
+        children: Children,
+        *,
+        apply: Callable[[Event], ExitNode | None],
+        tell: Callable[[control.Message], None],
+    ) -> None:
+        self._config = config
+        self._life = life
+        self._children = children
+        self._apply = apply
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self._started_s = self._loop.time()
+        self._promises: list[_Promise] = []
+        self._status_calls: dict[int, asyncio.Future[control.DispatcherStatus]] = {}
+        self._last_call = 0
+        self._answering: set[asyncio.Task[None]] = set()
+
+    def hear(self, message: control.Message, reply: Reply) -> None:
+        """Take a message of the command line, or of the dispatcher answering for it."""
+        match message:
+            case control.DispatcherStatus(call_id=call_id):
+                if (waiting := self._status_calls.pop(call_id, None)) and not waiting.done():
+                    waiting.set_result(message)
+            case control.StatusRequest():
+                task = asyncio.create_task(self._answer_status(reply))
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
+            case control.DrainRequest(worker=None):
+                reply(control.CommandReply(detail="the node drains and then ends"))
+                self._apply(StopAsked())
+            case control.DrainRequest(worker=str(name)):
+                self._promise(name, Phase.DOWN, DrainAsked(name), reply)
+            case control.RestartRequest(worker=name, immediately=immediately):
+                self._promise(name, Phase.READY, RestartAsked(name, immediately), reply)
+            case control.RoleRequest(worker=name, role=role):
+                if self._try(RoleAsked(name, role), reply):
+                    reply(control.CommandReply(detail=f"{name} is now used for {role}"))
+            case _:
+                kind = type(message).__name__
+                reply(control.CommandReply(error=f"a {kind} is not for the supervisor"))
+
+    def look_again(self) -> None:
+        """Answer every command whose worker got where it was sent, or cannot get there."""
+        for promise in list(self._promises):
+            slot, phase = promise.slot, promise.slot.life.phase
+            moved = slot.generation != promise.since_generation
+            if phase is promise.goal and (moved or promise.goal is Phase.DOWN):
+                self._promises.remove(promise)
+                detail = f"{slot.name} is {phase}, generation {slot.generation}"
+                promise.reply(control.CommandReply(detail=detail))
+            elif phase is Phase.FAILED:
+                self._promises.remove(promise)
+                promise.reply(control.CommandReply(error=f"{slot.name} failed: {slot.detail}"))
+
+    def _promise(self, name: str, goal: Phase, event: Event, reply: Reply) -> None:
+        slot = self._life.slots.get(name)
+        before = 0 if slot is None else slot.generation
+        if self._try(event, reply) and slot is not None:
+            self._promises.append(_Promise(slot, before, goal, reply))
+            self.look_again()
+
+    def _try(self, event: Event, reply: Reply) -> bool:
+        try:
+            self._apply(event)
+        except NodeserveError as error:
+            reply(control.CommandReply(error=str(error)))
+            return False
+        return True
+
+    # ------------------------------------------------------------------------- status
+
+    async def _answer_status(self, reply: Reply) -> None:
+        self._last_call += 1
+        call_id = self._last_call
+        answer: asyncio.Future[control.DispatcherStatus] = self._loop.create_future()
+        self._status_calls[call_id] = answer
+        self._tell(control.ReportStatus(call_id=call_id))
+        try:
+            async with asyncio.timeout(STATUS_DEADLINE_S):
+                requests: control.DispatcherStatus | None = await answer
+        except TimeoutError:
+            self._status_calls.pop(call_id, None)
+            requests = None
+        reply(self._status(requests))
+
+    def _status(self, requests: control.DispatcherStatus | None) -> control.StatusReply:
+        loads = {} if requests is None else {load.generation: load for load in requests.workers}
+        slots = self._life.slots.values()
+        return control.StatusReply(
+            state=self._life.state,
+            socket=self._own_socket(),
+            version=importlib.metadata.version("nodeserve"),
+            vllm_version=self._vllm_version(),
+            model=self._config.model,
+            served_model_name=self._config.served_model_names[0],
+            uptime_s=round(self._loop.time() - self._started_s, 3),
+            listeners=tuple(listener.address for listener in self._config.listeners),
+            processes=(
+                self._supervisor(),
+                *(self._process(slot, loads.get(slot.generation)) for slot in slots),
+            ),
+            requests=requests,
+        )
+
+    def _own_socket(self) -> str:
+        sockets = (listener.socket for listener in self._config.listeners if listener.socket)
+        return next(sockets, "")
+
+    def _vllm_version(self) -> str | None:
+        workers = (slot.ready for slot in self._life.slots.values() if slot.ready is not None)
+        return next((ready.fields.vllm_version for ready in workers), None)
+
+    def _supervisor(self) -> ProcessStatus:
+        return ProcessStatus(
+            name="supervisor",
+            kind=ProcessKind.SUPERVISOR,
+            state=str(Phase.READY),
+            pid=os.getpid(),
+            uptime_s=round(self._loop.time() - self._started_s, 3),
+        )
+
+    def _process(self, slot: Slot, load: control.WorkerLoad | None) -> ProcessStatus:
+        child = self._children.get(slot.generation)
+        uptime_s = 0.0 if child is None else self._loop.time() - child.started_s
+        ready = slot.life.phase is Phase.READY
+        return ProcessStatus(
+            name=slot.name,
+            kind=slot.kind,
+            state=slot.state(),
+            generation=slot.generation,
+            pid=None if child is None else child.pid,
+            role=slot.role if slot.kind is ProcessKind.WORKER else None,
+            uptime_s=round(uptime_s, 3),
+            restarts=slot.life.history.total,
+            detail=None if ready else first_line(slot.detail),
+            load=load,
+        )

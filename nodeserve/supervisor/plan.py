@@ -1,0 +1,170 @@
+"""From a configuration to the processes of a node and what each is told."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
+from nodeserve.errors import ConfigError
+from nodeserve.gateway.launch import GatewayLaunch
+from nodeserve.ids import Generation
+from nodeserve.lifecycle.slot import SlotPlan
+from nodeserve.supervisor.exec_child import FIRST_FD
+from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.wire.control import ProcessKind
+from nodeserve.wire.spawn import DispatcherSpec, EngineSpec, WorkerSpec
+
+DISPATCHER: Final = "dispatcher"
+LIGHT: Final = "forkserver"
+HEAVY: Final = "forkserver-vllm"
+
+LIGHT_MODULES: Final = (
+    "nodeserve.dispatcher.main",
+    "nodeserve.worker.main",
+    "nodeserve.engine.simulated.engine",
+    "nodeserve.supervisor.exec_child",
+)
+
+PYTHON_GATEWAY_MODULES: Final = (
+    "nodeserve.gateway.python_server",
+    "nodeserve.engine.vllm.api_server",
+)
+
+
+def gateway_names(listener: Listener) -> list[str]:
+    """Return the names of a listener's gateway processes."""
+    if listener.gateways == 1:
+        return [f"gateway-{listener.name}"]
+    return [f"gateway-{listener.name}-{place}" for place in range(listener.gateways)]
+
+
+def has_python_gateway(config: NodeConfig) -> bool:
+    """Whether a listener is served by vLLM's Python API server."""
+    return any(listener.gateway is GatewayKind.PYTHON for listener in config.listeners)
+
+
+def needs_vllm(config: NodeConfig) -> bool:
+    """Whether any process of the node imports vLLM."""
+    return config.simulate is None or has_python_gateway(config)
+
+
+def slot_plans(config: NodeConfig) -> list[SlotPlan]:
+    """Return every process of the node."""
+    plans = [SlotPlan(LIGHT, ProcessKind.FORKSERVER)]
+    if needs_vllm(config):
+        plans.append(SlotPlan(HEAVY, ProcessKind.FORKSERVER))
+    plans.append(SlotPlan(DISPATCHER, ProcessKind.DISPATCHER, LIGHT))
+    home = LIGHT if config.simulate else HEAVY
+    plans += [
+        SlotPlan(worker.name, ProcessKind.WORKER, home, worker.role) for worker in config.workers
+    ]
+    for listener in config.listeners:
+        kind = HEAVY if listener.gateway is GatewayKind.PYTHON else LIGHT
+        plans += [SlotPlan(name, ProcessKind.GATEWAY, kind) for name in gateway_names(listener)]
+    return plans
+
+
+def dispatcher_spec(
+    config: NodeConfig, runtime: RuntimeDirectory, generation: Generation
+) -> DispatcherSpec:
+    """Return what a dispatcher is told."""
+    return DispatcherSpec(
+        generation=generation,
+        runtime_dir=str(runtime.path),
+        control_address=runtime.address("control"),
+        input_address=runtime.address("engine-in"),
+        output_address=runtime.address("engine-out"),
+        local_prefill_tokens=config.router.local_prefill_tokens,
+        max_queued_requests=config.router.max_queued_requests,
+    )
+
+
+def engine_spec(config: NodeConfig, worker: Worker) -> EngineSpec:
+    """Return which engine a worker runs."""
+    return EngineSpec(
+        model=config.model,
+        served_model_name=config.served_model_names[0],
+        tp=worker.tp,
+        args=dict(worker.args),
+        simulate=config.simulate,
+        speedup=config.speedup,
+    )
+
+
+def worker_spec(
+    config: NodeConfig, runtime: RuntimeDirectory, worker: Worker, generation: Generation
+) -> WorkerSpec:
+    """Return what a worker is told."""
+    return WorkerSpec(
+        name=worker.name,
+        generation=generation,
+        role=worker.role,
+        runtime_dir=str(runtime.path),
+        control_address=runtime.address("control"),
+        input_address=runtime.address("engine-in"),
+        output_address=runtime.address("engine-out"),
+        kv_events_address=runtime.address(f"kv-{generation}"),
+        engine=engine_spec(config, worker),
+        kv=config.kv,
+        cpus=worker.cpus,
+        gpu_uuids=worker.gpu_uuids,
+    )
+
+
+def gateway_launch(
+    config: NodeConfig,
+    runtime: RuntimeDirectory,
+    listener: Listener,
+    generation: Generation,
+    *,
+    http_fd: int,
+) -> GatewayLaunch:
+    """Return what is known when a gateway starts.
+
+    A rust gateway gets its fds under the numbers that ``exec_child`` gives them.
+
+    Raises:
+        ConfigError: The listener's key file is unreadable or empty.
+    """
+    rust = listener.gateway is GatewayKind.RUST
+    return GatewayLaunch(
+        listener=listener,
+        generation=generation,
+        runtime_dir=runtime.path,
+        engine=engine_spec(config, config.workers[0]),
+        served_model_names=config.served_model_names,
+        api_keys=read_keys(listener),
+        http_fd=FIRST_FD if rust else http_fd,
+    )
+
+
+def read_keys(listener: Listener) -> tuple[str, ...]:
+    """Return a listener's API keys, one a line, without comments.
+
+    Raises:
+        ConfigError: The file is unreadable or has no key.
+    """
+    if listener.api_key_file is None:
+        return ()
+    try:
+        lines = Path(listener.api_key_file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        text = f"listener {listener.name}: api_key_file {listener.api_key_file}: {error}"
+        raise ConfigError(text) from error
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        text = f"listener {listener.name}: api_key_file {listener.api_key_file} has no key"
+        raise ConfigError(text)
+    return keys
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment that every process of the node starts from.
+
+    What systemd tells the daemon is not meant for its children.
+    """
+    private = {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC"}
+    kept = {name: value for name, value in environ.items() if name not in private}
+    kept.setdefault("PATH", os.defpath)
+    return kept

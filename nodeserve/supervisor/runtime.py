@@ -1,0 +1,90 @@
+"""The runtime directory: private, owned by one daemon at a time, gone after a clean end."""
+
+import fcntl
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Final
+
+from nodeserve.bus.endpoints import ipc_address
+from nodeserve.errors import ConfigError
+
+_PRIVATE_MODE: Final = 0o700
+
+
+class RuntimeDirectory:
+    """Paths of the node's own sockets and logs, under a lock that dies with its holder."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the directory if need be, check that it is ours alone, and lock it.
+
+        Raises:
+            ConfigError: It belongs to somebody else, others can enter it, or a live daemon
+                holds it.
+        """
+        self.path = path
+        try:
+            path.mkdir(mode=_PRIVATE_MODE, parents=True, exist_ok=True)
+            self._lock_fd = self._lock()
+        except OSError as error:
+            text = f"runtime directory {path} cannot be used ({error}); choose another --socket"
+            raise ConfigError(text) from error
+        self._remove_sockets()
+        self.log_dir.mkdir(mode=_PRIVATE_MODE, exist_ok=True)
+        for old in self.log_dir.glob("*.log"):
+            old.unlink(missing_ok=True)
+
+    @property
+    def log_dir(self) -> Path:
+        """Where each process's output goes, one file per name."""
+        return self.path / "logs"
+
+    def address(self, name: str) -> str:
+        """Return the ZeroMQ address of the internal socket ``name``."""
+        return ipc_address(self.path / f"{name}.sock")
+
+    def log_path(self, name: str) -> Path:
+        """Return the log file of the process ``name``."""
+        return self.log_dir / f"{name}.log"
+
+    def log_tail(self, name: str, num_lines: int = 8) -> list[str]:
+        """Return the last lines of a process's log that are not empty."""
+        try:
+            text = self.log_path(name).read_text(errors="replace")
+        except OSError:
+            return []
+        return [line.rstrip() for line in text.splitlines() if line.strip()][-num_lines:]
+
+    def close(self, *, keep_logs: bool) -> None:
+        """Remove what the daemon made; after a failure the logs stay for whoever looks."""
+        self._remove_sockets()
+        if keep_logs:
+            (self.path / "lock").unlink(missing_ok=True)
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock_fd)
+
+    def _lock(self) -> int:
+        status = self.path.stat()
+        if stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid != os.geteuid():
+            text = (
+                f"runtime directory {self.path} has mode {stat.S_IMODE(status.st_mode):04o} and "
+                f"owner {status.st_uid}; it must be 0700 and ours ({os.geteuid()})"
+            )
+            raise ConfigError(text)
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            text = f"runtime directory {self.path}: nodeserve is already running, pid {holder}"
+            raise ConfigError(text) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        return fd
+
+    def _remove_sockets(self) -> None:
+        for leftover in self.path.glob("*.sock"):
+            leftover.unlink(missing_ok=True)

@@ -1,0 +1,240 @@
+"""The supervisor's loop: hear, hand to the node's life, carry out."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+from nodeserve.bus.channel import ControlServer
+from nodeserve.clock import Clock
+from nodeserve.config.node import NodeConfig
+from nodeserve.errors import NodeserveError, PeerError
+from nodeserve.ids import Generation
+from nodeserve.lifecycle.messages import (
+    AnnounceReady,
+    Command,
+    ConnectGateway,
+    EngineReady,
+    Event,
+    ExitNode,
+    KillProcess,
+    NodeEmptied,
+    NodeStarted,
+    ProcessExited,
+    ProcessReady,
+    SpawnProcess,
+    StopAccepting,
+    StopAsked,
+    TellDispatcher,
+    TerminateProcess,
+    TimeElapsed,
+    WorkerEmptied,
+    WorkerRouted,
+)
+from nodeserve.lifecycle.node import NodeLife
+from nodeserve.lifecycle.shutdown import Patience
+from nodeserve.lifecycle.slot import Slot
+from nodeserve.supervisor.children import Child, Children, Exit
+from nodeserve.supervisor.gateways import Gateways
+from nodeserve.supervisor.operator_desk import OperatorDesk
+from nodeserve.supervisor.plan import DISPATCHER, slot_plans
+from nodeserve.supervisor.report import cause_of_exit, ready_line
+from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.supervisor.spawn import Spawner
+from nodeserve.wire import control
+from nodeserve.wire.control import ProcessKind
+
+_log = logging.getLogger(__name__)
+
+EXIT_CONFIG: Final = 78  # EX_CONFIG: a new start would end the same way
+
+
+class Supervisor:
+    """One node from its start to its end."""
+
+    def __init__(self, config: NodeConfig, runtime: RuntimeDirectory, clock: Clock) -> None:
+        """Bind the control socket and the listeners; start nothing yet.
+
+        Raises:
+            ConfigError: A listener can't be bound.
+            PeerError: A live process holds a socket.
+        """
+        self._config = config
+        self._runtime = runtime
+        self._clock = clock
+        self._started_s = clock.now_s()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        patience = Patience(drain_s=config.drain_deadline_s)
+        self._life = NodeLife(slot_plans(config), patience)
+        self._causes: dict[int, control.ChildFailed] = {}
+        self._server = ControlServer(runtime.address("control"))
+        self._children = Children(runtime, self._on_exit)
+        self._gateways = Gateways(config, self._events.put_nowait)
+        self._spawner = Spawner(config, runtime, self._children, self._gateways)
+        self._desk = OperatorDesk(
+            config, self._life, self._children, apply=self._apply, tell=self._tell_dispatcher
+        )
+        self._spawning: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Run the node until it is stopped or cannot start; return the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._events.put_nowait, StopAsked())
+        listening = asyncio.create_task(self._listen())
+        try:
+            self._events.put_nowait(NodeStarted())
+            while True:
+                event = await self._next_event()
+                ended = self._apply(event)
+                if ended is not None:
+                    return self._leave(ended)
+        finally:
+            listening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await listening
+            self._gateways.close()
+            self._children.close()
+            self._server.close()
+
+    async def _next_event(self) -> Event:
+        wake_at_s = self._life.wake_at_s
+        wait_s = None if wake_at_s is None else max(0.0, wake_at_s - self._clock.now_s())
+        try:
+            async with asyncio.timeout(wait_s):
+                return await self._events.get()
+        except TimeoutError:
+            return TimeElapsed()
+
+    def _apply(self, event: Event) -> ExitNode | None:
+        """Hand one event to the node's life and carry out what it says."""
+        ended = None
+        for command in self._life.handle(event, now_s=self._clock.now_s()):
+            if isinstance(command, ExitNode):
+                ended = command
+            else:
+                self._carry_out(command)
+        self._desk.look_again()
+        return ended
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case SpawnProcess(name=name, generation=generation):
+                task = asyncio.create_task(self._spawn(self._life.slots[name], generation))
+                self._spawning.add(task)
+                task.add_done_callback(self._spawning.discard)
+            case TerminateProcess(generation=generation):
+                self._children.send(generation, signal.SIGTERM)
+            case KillProcess(generation=generation):
+                self._children.send(generation, signal.SIGKILL)
+            case TellDispatcher(message=message):
+                self._tell_dispatcher(message)
+            case ConnectGateway(generation=generation):
+                slot = self._life.of_generation(generation)
+                if slot is not None:
+                    self._tell_dispatcher(self._gateways.attach_message(slot.name, generation))
+                    self._gateways.begin_probing(slot.name, generation)
+            case AnnounceReady():
+                took_s = self._clock.now_s() - self._started_s
+                print(ready_line(self._config, took_s), flush=True)  # noqa: T201  for people
+            case StopAccepting():
+                _log.info("node_draining deadline_s=%g", self._config.drain_deadline_s)
+                self._gateways.stop_accepting()
+            case ExitNode():
+                pass
+
+    async def _spawn(self, slot: Slot, generation: Generation) -> None:
+        """Start one incarnation; what goes wrong becomes its exit."""
+        _log.info("process_starting name=%s generation=%d", slot.name, generation)
+        try:
+            await self._spawner.spawn(slot.plan, generation)
+        except (NodeserveError, OSError) as error:
+            if self._children.get(generation) is None:
+                retryable = not isinstance(error, NodeserveError) or error.exit_code != EXIT_CONFIG
+                code = getattr(error, "exit_code", 1)
+                self._events.put_nowait(ProcessExited(generation, str(error), retryable, code))
+            return
+        stopping = self._life.of_generation(generation) is not slot or not slot.running
+        if stopping:
+            self._children.send(generation, signal.SIGKILL)
+        elif slot.kind is ProcessKind.FORKSERVER:
+            self._events.put_nowait(ProcessReady(generation))
+        elif slot.kind is ProcessKind.GATEWAY:
+            for command in self._life.gateway_spawned(generation):
+                self._carry_out(command)
+
+    def _on_exit(self, child: Child, ended: Exit) -> None:
+        slot = self._life.of_generation(child.generation)
+        failed = self._causes.pop(child.generation, None)
+        reported = None if failed is None else failed.cause
+        cause = cause_of_exit(ended, reported, self._runtime.log_tail(child.name))
+        retryable = ended.exit_code != EXIT_CONFIG if failed is None else failed.retryable
+        level = logging.INFO if slot is None or slot.life.phase == "stopping" else logging.WARNING
+        _log.log(level, "process_exited name=%s pid=%d: %s", child.name, child.pid, cause)
+        self._gateways.forget(child.generation)
+        self._events.put_nowait(ProcessExited(child.generation, cause, retryable, ended.exit_code))
+
+    def _tell_dispatcher(self, message: control.Message) -> None:
+        slot = self._life.slots[DISPATCHER]
+        try:
+            self._server.send(str(slot.generation).encode(), message)
+        except PeerError as error:
+            _log.warning("dispatcher_unreachable %s", error)
+
+    def _leave(self, ended: ExitNode) -> int:
+        if ended.reason is not None:
+            print(f"error: {ended.reason}", file=sys.stderr)  # noqa: T201  for people
+        else:
+            _log.info("node_stopped")
+        return ended.exit_code
+
+    # ---------------------------------------------------------------------- control
+
+    async def _listen(self) -> None:
+        while True:
+            identity, message = await self._server.recv()
+            try:
+                self._hear(identity, message)
+            except Exception:  # noqa: BLE001  one bad message must not stop the node
+                _log.exception("control_message_failed kind=%s", type(message).__name__)
+
+    def _hear(self, identity: bytes, message: control.Message) -> None:
+        generation = getattr(message, "generation", None)
+        if identity.isdigit() and generation is not None and int(identity) != generation:
+            _log.warning("control_message_forged from=%s generation=%s", identity, generation)
+            return
+        match message:
+            case control.WorkerHello() | control.WorkerHeartbeat() | control.GatewayServing():
+                pass
+            case control.WorkerProgress(generation=generation, phase=phase):
+                if (slot := self._life.of_generation(generation)) is not None:
+                    slot.detail = phase
+                    _log.info("worker_starting name=%s phase=%r", slot.name, phase)
+            case control.WorkerReady():
+                self._events.put_nowait(EngineReady(message))
+            case control.ChildFailed(generation=generation):
+                self._causes[generation] = message
+            case control.DispatcherReady(generation=generation):
+                self._events.put_nowait(ProcessReady(Generation(generation)))
+            case control.WorkerServing(generation=generation):
+                self._events.put_nowait(WorkerRouted(Generation(generation)))
+            case control.WorkerDrained(generation=generation):
+                self._events.put_nowait(WorkerEmptied(Generation(generation)))
+            case control.NodeDrained():
+                self._events.put_nowait(NodeEmptied())
+            case _:
+                self._desk.hear(message, lambda reply: self._reply(identity, reply))
+
+    def _reply(self, identity: bytes, message: control.Message) -> None:
+        with contextlib.suppress(PeerError):  # whoever asked has gone away
+            self._server.send(identity, message)
+
+
+def make_runtime(config: NodeConfig) -> RuntimeDirectory:
+    """Take the node's runtime directory; raises ConfigError when a live daemon holds it."""
+    os.umask(0o077)
+    return RuntimeDirectory(Path(config.runtime_dir))

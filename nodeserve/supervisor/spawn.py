@@ -1,0 +1,122 @@
+"""Start the incarnation of a slot: which fork server, which entry, told what."""
+
+import os
+from collections.abc import Sequence
+
+import msgspec
+
+from nodeserve.config.node import NodeConfig
+from nodeserve.engine.vllm import environment, preload
+from nodeserve.gateway.launch import python_gateway, rust_gateway
+from nodeserve.ids import Generation
+from nodeserve.lifecycle.slot import SlotPlan
+from nodeserve.supervisor import plan as plans
+from nodeserve.supervisor.children import Children
+from nodeserve.supervisor.exec_child import FIRST_FD, ExecSpec
+from nodeserve.supervisor.forkserver import ForkRequest
+from nodeserve.supervisor.gateways import Gateways
+from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.wire.control import ProcessKind
+
+_ENCODE = msgspec.msgpack.Encoder().encode
+
+
+class Spawner:
+    """Knows how each kind of process is started."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        runtime: RuntimeDirectory,
+        children: Children,
+        gateways: Gateways,
+    ) -> None:
+        self._config = config
+        self._runtime = runtime
+        self._children = children
+        self._gateways = gateways
+
+    async def spawn(self, plan: SlotPlan, generation: Generation) -> None:
+        """Start one incarnation and return when its process exists; a fork server, when loaded.
+
+        Raises:
+            ConfigError: Its settings can't work.
+            PeerError: The kernel or its fork server could not start it.
+        """
+        match plan.kind:
+            case ProcessKind.FORKSERVER:
+                await self._spawn_forkserver(plan, generation)
+            case ProcessKind.DISPATCHER:
+                spec = plans.dispatcher_spec(self._config, self._runtime, generation)
+                entry = "nodeserve.dispatcher.main:run"
+                await self._fork(
+                    plan, generation, ForkRequest(name=plan.name, entry=entry, spec=_ENCODE(spec))
+                )
+            case ProcessKind.WORKER:
+                await self._spawn_worker(plan, generation)
+            case ProcessKind.GATEWAY:
+                await self._spawn_gateway(plan, generation)
+            case ProcessKind.SUPERVISOR:
+                pass
+
+    async def _fork(
+        self, plan: SlotPlan, generation: Generation, request: ForkRequest, fds: Sequence[int] = ()
+    ) -> None:
+        await self._children.fork(plan.forkserver or plans.LIGHT, generation, request, fds)
+
+    async def _spawn_forkserver(self, plan: SlotPlan, generation: Generation) -> None:
+        base = plans.child_environment(os.environ)
+        if plan.name == plans.HEAVY:
+            platform, _ = environment.find_vllm()
+            modules = preload.modules(platform)
+            if plans.has_python_gateway(self._config):
+                modules += plans.PYTHON_GATEWAY_MODULES
+            base |= environment.forkserver_environment(platform)
+        else:
+            modules = plans.LIGHT_MODULES
+        await self._children.start_forkserver(
+            plan.name, generation, modules=modules, environment=base
+        )
+
+    async def _spawn_worker(self, plan: SlotPlan, generation: Generation) -> None:
+        worker = next(worker for worker in self._config.workers if worker.name == plan.name)
+        spec = plans.worker_spec(self._config, self._runtime, worker, generation)
+        variables = {} if self._config.simulate else environment.worker_environment(spec)
+        request = ForkRequest(
+            name=plan.name,
+            entry="nodeserve.worker.main:run",
+            spec=_ENCODE(spec),
+            environment=variables,
+            cpus=worker.cpus,
+        )
+        await self._fork(plan, generation, request)
+
+    async def _spawn_gateway(self, plan: SlotPlan, generation: Generation) -> None:
+        listener = self._gateways.listener_of(plan.name)
+        http_fd = self._gateways.http_fd(listener)
+        launch = plans.gateway_launch(
+            self._config, self._runtime, listener, generation, http_fd=http_fd
+        )
+        if plan.forkserver == plans.HEAVY:
+            forked = python_gateway(launch)
+            request = ForkRequest(
+                name=plan.name,
+                entry=forked.entry,
+                spec=_ENCODE(forked.spec),
+                environment=dict(forked.env),
+            )
+            await self._fork(plan, generation, request, forked.fds)
+            return
+        described = rust_gateway(
+            launch,
+            input_fd=FIRST_FD + 1,
+            output_fd=FIRST_FD + 2,
+            environ=plans.child_environment(os.environ),
+        )
+        with self._gateways.internal_listeners(self._runtime, generation) as (inputs, outputs):
+            spec = ExecSpec(argv=described.argv, environment=dict(described.env))
+            request = ForkRequest(
+                name=plan.name, entry="nodeserve.supervisor.exec_child:run", spec=_ENCODE(spec)
+            )
+            fds = [http_fd, inputs.fileno(), outputs.fileno()]
+            await self._fork(plan, generation, request, fds)

@@ -1,0 +1,97 @@
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from nodeserve.errors import PeerError
+from nodeserve.ids import Generation
+from nodeserve.supervisor.children import Exit
+
+
+def test_a_kill_is_noticed_and_named(run_with_nursery):
+    async def body(nursery):
+        child = await nursery.fork("sleep")
+        nursery.children.send(child.generation, signal.SIGKILL)
+        ended_child, ended = await nursery.ending()
+        assert ended_child == child
+        assert ended == Exit(None, signal.SIGKILL)
+        assert ended.exit_code == 137
+        assert nursery.children.get(child.generation) is None
+
+    run_with_nursery(body)
+
+
+def test_a_child_that_dies_at_once_is_still_seen(run_with_nursery):
+    async def body(nursery):
+        for _ in range(20):
+            await nursery.fork("die")
+            assert (await nursery.ending())[1].signal is signal.SIGKILL
+
+    run_with_nursery(body)
+
+
+def test_the_helpers_of_a_dead_child_are_killed_with_it(run_with_nursery):
+    async def body(nursery):
+        reader, writer = os.pipe()
+        child = await nursery.fork("start_helper_and_sleep", fds=[writer])
+        os.close(writer)
+        helper = int(os.read(reader, 20))
+        pidfd = os.pidfd_open(helper)
+        nursery.children.send(child.generation, signal.SIGKILL)
+        await nursery.ending()
+        gone = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(pidfd, lambda: gone.done() or gone.set_result(None))
+        async with asyncio.timeout(10):
+            await gone
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        os.close(reader)
+
+    run_with_nursery(body)
+
+
+def test_a_dead_fork_server_leaves_its_children_alive(run_with_nursery):
+    async def body(nursery):
+        child = await nursery.fork("sleep")
+        server = nursery.children.get(1)
+        nursery.children.send(Generation(1), signal.SIGKILL)
+        assert (await nursery.ending())[0] == server
+        os.kill(child.pid, 0)
+        with pytest.raises(PeerError, match="not running"):
+            await nursery.fork("sleep")
+        nursery.children.send(child.generation, signal.SIGKILL)
+        assert (await nursery.ending())[0] == child
+
+    run_with_nursery(body)
+
+
+def test_no_descriptor_is_left_of_many_children(run_with_nursery):
+    async def body(nursery):
+        def open_fds():
+            return len(list(Path("/proc/self/fd").iterdir()))
+
+        await nursery.fork("leave", spec=b"0")
+        await nursery.ending()
+        before = open_fds()
+        for _ in range(30):
+            await nursery.fork("leave", spec=b"0")
+            await nursery.ending()
+        assert open_fds() == before
+
+    run_with_nursery(body)
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "text"),
+    [
+        (Exit(0, None), 0, "exited with code 0"),
+        (Exit(78, None), 78, "exited with code 78"),
+        (Exit(None, signal.SIGTERM), 143, "killed by SIGTERM"),
+        (Exit(None, signal.SIGKILL), 137, "killed by SIGKILL (perhaps out of memory)"),
+    ],
+)
+def test_an_ending_is_described_as_a_shell_would(ended, code, text):
+    assert ended.exit_code == code
+    assert ended.describe() == text

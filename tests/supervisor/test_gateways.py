@@ -1,0 +1,100 @@
+import asyncio
+import stat
+
+import pytest
+
+from nodeserve.config.node import GatewayKind, Listener, NodeConfig
+from nodeserve.errors import ConfigError
+from nodeserve.ids import Generation
+from nodeserve.lifecycle.messages import GatewaySick, ProcessReady
+from nodeserve.supervisor import gateways
+from nodeserve.supervisor.gateways import Gateways
+from nodeserve.supervisor.runtime import RuntimeDirectory
+
+
+def config(tmp_path, **more):
+    listener = Listener(
+        name="api", socket=str(tmp_path / "api.sock"), gateway=GatewayKind.RUST, **more
+    )
+    return NodeConfig(
+        model="/m",
+        served_model_names=("m",),
+        runtime_dir=str(tmp_path / "api.sock.d"),
+        listeners=(listener,),
+        workers=(),
+    )
+
+
+def test_the_socket_is_there_with_its_mode_before_any_gateway(tmp_path):
+    held = Gateways(config(tmp_path, mode=0o600), lambda event: None)
+    mode = (tmp_path / "api.sock").stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o600
+    held.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_daemon_on_the_same_socket_is_refused(tmp_path):
+    held = Gateways(config(tmp_path), lambda event: None)
+    with pytest.raises(ConfigError, match="already running"):
+        Gateways(config(tmp_path), lambda event: None)
+    held.close()
+
+
+def test_a_gateway_is_ready_when_it_answers_and_sick_when_it_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr(gateways, "PROBE_EVERY_S", 0.01)
+    status = ["503 Busy"]
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status[0]}\r\ncontent-length: 0\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    async def body():
+        heard = asyncio.Queue()
+        held = Gateways(config(tmp_path), heard.put_nowait)
+        fd_socket = held._sockets["api"].socket
+        server = await asyncio.start_unix_server(answer, sock=fd_socket.dup())
+        held.begin_probing("gateway-api", Generation(4))
+        await asyncio.sleep(0)
+        assert heard.empty()
+        status[0] = "200 OK"
+        async with asyncio.timeout(10):
+            assert await heard.get() == ProcessReady(Generation(4))
+            status[0] = "500 Broken"
+            sick = await heard.get()
+        assert isinstance(sick, GatewaySick)
+        assert "500" in sick.cause
+        server.close()
+        held.close()
+
+    asyncio.run(body())
+
+
+def test_who_connects_to_a_draining_node_is_refused_not_cut_off(tmp_path):
+    async def body():
+        held = Gateways(config(tmp_path), lambda event: None)
+        held.stop_accepting()
+        with pytest.raises(FileNotFoundError):
+            await asyncio.open_unix_connection(str(tmp_path / "api.sock"))
+        held.close()
+
+    asyncio.run(body())
+
+
+def test_a_dead_gateways_internal_sockets_are_removed(tmp_path):
+    async def body():
+        a_config = config(tmp_path)
+        runtime = RuntimeDirectory(tmp_path / "api.sock.d")
+        held = Gateways(a_config, lambda event: None)
+        with held.internal_listeners(runtime, Generation(3)):
+            assert len(list(runtime.path.glob("gw-3-*.sock"))) == 2
+        message = held.attach_message("gateway-api", Generation(3))
+        assert message.input_address == f"ipc://{runtime.path}/gw-3-in.sock"
+        held.forget(Generation(3))
+        assert list(runtime.path.glob("gw-3-*.sock")) == []
+        held.close()
+        runtime.close(keep_logs=False)
+
+    asyncio.run(body())

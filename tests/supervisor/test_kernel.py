@@ -1,0 +1,44 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from nodeserve.supervisor.kernel import kill_group, name_process, send_signal
+
+PARENT = """
+import os, subprocess, sys
+code = "import os, sys, time; from nodeserve.supervisor.kernel import die_with_parent;" \\
+       "die_with_parent(); print(os.getpid(), flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+print(child.stdout.readline().decode().strip(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_child_dies_with_its_parent():
+    made = subprocess.run([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, check=False)
+    try:
+        pidfd = os.pidfd_open(int(made.stdout))
+    except ProcessLookupError:
+        return
+    poller = __import__("select").poll()
+    poller.register(pidfd)
+    assert poller.poll(10_000)
+    os.close(pidfd)
+
+
+def test_the_name_is_what_ps_shows():
+    before = Path("/proc/self/comm").read_text().strip()
+    name_process("ns:decode-0-with-a-long-name")
+    assert Path("/proc/self/comm").read_text().strip() == "ns:decode-0-wit"
+    name_process(before)
+
+
+def test_signals_to_what_is_gone_are_no_error():
+    child = subprocess.Popen(["true"])
+    pidfd = os.pidfd_open(child.pid)
+    child.wait()
+    send_signal(pidfd, signal.SIGTERM)
+    kill_group(child.pid)
+    os.close(pidfd)

@@ -1,0 +1,132 @@
+import asyncio
+import os
+
+from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
+from nodeserve.errors import ConfigError
+from nodeserve.lifecycle.messages import NodeStarted, ProcessReady
+from nodeserve.lifecycle.node import NodeLife
+from nodeserve.lifecycle.process import Exited, Phase, StopRequested
+from nodeserve.lifecycle.shutdown import Patience
+from nodeserve.supervisor import operator_desk
+from nodeserve.supervisor.operator_desk import OperatorDesk
+from nodeserve.supervisor.plan import slot_plans
+from nodeserve.wire import control
+from nodeserve.wire.control import Role
+
+CONFIG = NodeConfig(
+    model="/models/m",
+    served_model_names=("m",),
+    runtime_dir="/run/d",
+    listeners=(Listener(name="api", socket="/run/a.sock", gateway=GatewayKind.RUST),),
+    workers=(Worker(name="decode-0", role=Role.DECODE),),
+    simulate="1xh100-sxm",
+)
+
+
+class NoChildren:
+    def get(self, generation):
+        return None
+
+
+class Office:
+    """A desk with a node behind it that never starts a real process."""
+
+    def __init__(self):
+        self.life = NodeLife(slot_plans(CONFIG), Patience())
+        self.applied, self.told, self.replies = [], [], asyncio.Queue()
+        self.refuse = None
+        self.desk = OperatorDesk(
+            CONFIG, self.life, NoChildren(), apply=self.apply, tell=self.told.append
+        )
+        self.life.handle(NodeStarted(), now_s=0.0)
+        self.life.handle(ProcessReady(self.life.slots["forkserver"].generation), now_s=0.0)
+
+    def apply(self, event):
+        self.applied.append(event)
+        if self.refuse is not None:
+            raise self.refuse
+
+    def ask(self, message):
+        self.desk.hear(message, self.replies.put_nowait)
+
+    async def reply(self):
+        async with asyncio.timeout(5):
+            return await self.replies.get()
+
+
+def in_office(body):
+    async def run():
+        await body(Office())
+
+    asyncio.run(run())
+
+
+def test_status_lists_every_process_with_the_dispatchers_account():
+    async def body(office):
+        office.ask(control.StatusRequest())
+        await asyncio.sleep(0)
+        (question,) = office.told
+        answer = control.DispatcherStatus(call_id=question.call_id, queued_requests=3)
+        office.ask(answer)
+        status = await office.reply()
+        assert status.requests == answer
+        assert (status.state, status.socket) == ("starting", "/run/a.sock")
+        names = [process.name for process in status.processes]
+        assert names == ["supervisor", "forkserver", "dispatcher", "decode-0", "gateway-api"]
+        assert status.processes[0].pid == os.getpid()
+        assert status.processes[3].role is Role.DECODE
+
+    in_office(body)
+
+
+def test_status_comes_without_a_dispatcher_too(monkeypatch):
+    monkeypatch.setattr(operator_desk, "STATUS_DEADLINE_S", 0.01)
+
+    async def body(office):
+        office.ask(control.StatusRequest())
+        assert (await office.reply()).requests is None
+
+    in_office(body)
+
+
+def test_a_refused_command_is_answered_with_the_reason():
+    async def body(office):
+        office.refuse = ConfigError("worker decode-9 does not exist; this node has decode-0")
+        office.ask(control.DrainRequest(worker="decode-9"))
+        assert "decode-9 does not exist" in (await office.reply()).error
+
+    in_office(body)
+
+
+def test_a_drain_is_answered_when_the_worker_is_down():
+    async def body(office):
+        office.ask(control.DrainRequest(worker="decode-0"))
+        assert office.replies.empty()
+        life = office.life.slots["decode-0"].life
+        life.handle(StopRequested(grace_s=5), now_s=0.0)
+        life.handle(Exited(), now_s=0.0)
+        assert life.phase is Phase.DOWN
+        office.desk.look_again()
+        assert (await office.reply()).error is None
+
+    in_office(body)
+
+
+def test_a_restart_whose_worker_fails_is_answered_with_its_cause():
+    async def body(office):
+        office.ask(control.RestartRequest(worker="decode-0"))
+        slot = office.life.slots["decode-0"]
+        slot.life.handle(Exited(retryable=False), now_s=0.0)
+        slot.detail = "no such model"
+        office.desk.look_again()
+        assert "no such model" in (await office.reply()).error
+
+    in_office(body)
+
+
+def test_a_message_that_is_not_for_the_supervisor_is_answered_as_such():
+    async def body(office):
+        office.ask(control.NodeDrained())
+        assert "NodeDrained" in (await office.reply()).error
+
+    in_office(body)

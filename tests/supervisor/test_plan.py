@@ -1,0 +1,92 @@
+import msgspec
+import pytest
+
+from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
+from nodeserve.errors import ConfigError
+from nodeserve.ids import Generation
+from nodeserve.supervisor import plan
+from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.wire.control import ProcessKind, Role
+from nodeserve.wire.spawn import WorkerSpec
+
+RUST = Listener(name="api", socket="/run/a.sock", gateway=GatewayKind.RUST)
+PYTHON = Listener(name="full", socket="/run/b.sock", gateway=GatewayKind.PYTHON, gateways=2)
+
+
+def config(*, listeners=(RUST,), simulate=None):
+    return NodeConfig(
+        model="/models/m",
+        served_model_names=("m",),
+        runtime_dir="/run/a.sock.d",
+        listeners=listeners,
+        workers=(
+            Worker(name="prefill-0", role=Role.PREFILL, cpus=(0,), args={"block_size": 32}),
+            Worker(name="decode-0", role=Role.DECODE, tp=2, gpu_uuids=("GPU-a", "GPU-b")),
+        ),
+        simulate=simulate,
+        speedup=2.0,
+    )
+
+
+def homes(a_config):
+    return {slot.name: slot.forkserver for slot in plan.slot_plans(a_config)}
+
+
+def test_simulated_workers_behind_rust_need_no_vllm_at_all():
+    assert homes(config(simulate="8xh100-sxm")) == {
+        "forkserver": None,
+        "dispatcher": "forkserver",
+        "prefill-0": "forkserver",
+        "decode-0": "forkserver",
+        "gateway-api": "forkserver",
+    }
+
+
+def test_real_workers_and_python_gateways_are_forked_where_vllm_is_loaded():
+    found = homes(config(listeners=(RUST, PYTHON)))
+    assert found["forkserver-vllm"] is None
+    assert found["decode-0"] == "forkserver-vllm"
+    assert found["gateway-full-0"] == found["gateway-full-1"] == "forkserver-vllm"
+    assert found["gateway-api"] == found["dispatcher"] == "forkserver"
+
+
+def test_only_workers_have_a_role():
+    roles = {slot.name: slot.role for slot in plan.slot_plans(config()) if slot.role}
+    assert roles == {"prefill-0": Role.PREFILL, "decode-0": Role.DECODE}
+    kinds = {slot.kind for slot in plan.slot_plans(config())}
+    assert kinds == set(ProcessKind) - {ProcessKind.SUPERVISOR}
+
+
+def test_a_worker_is_told_its_place_and_its_engine(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    a_config = config(simulate="2xh100-sxm")
+    spec = plan.worker_spec(a_config, runtime, a_config.workers[1], Generation(7))
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(spec), type=WorkerSpec) == spec
+    assert (spec.name, spec.generation, spec.role) == ("decode-0", 7, Role.DECODE)
+    assert spec.gpu_uuids == ("GPU-a", "GPU-b")
+    assert (spec.engine.tp, spec.engine.simulate, spec.engine.speedup) == (2, "2xh100-sxm", 2.0)
+    assert spec.kv_events_address.endswith("kv-7.sock")
+    runtime.close(keep_logs=False)
+
+
+def test_keys_are_read_without_comments_and_blanks(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("# team a\nsecret-1\n\n secret-2 \n")
+    listener = msgspec.structs.replace(RUST, api_key_file=str(keys))
+    assert plan.read_keys(listener) == ("secret-1", "secret-2")
+    assert plan.read_keys(RUST) == ()
+
+
+@pytest.mark.parametrize("content", [None, "", "# nothing\n"])
+def test_a_key_file_without_a_key_is_refused_by_name(tmp_path, content):
+    keys = tmp_path / "keys"
+    if content is not None:
+        keys.write_text(content)
+    listener = msgspec.structs.replace(RUST, api_key_file=str(keys))
+    with pytest.raises(ConfigError, match="listener api: api_key_file"):
+        plan.read_keys(listener)
+
+
+def test_what_systemd_tells_the_daemon_is_not_passed_on():
+    given = {"LISTEN_FDS": "1", "NOTIFY_SOCKET": "/x", "HOME": "/h", "PATH": "/bin"}
+    assert plan.child_environment(given) == {"HOME": "/h", "PATH": "/bin"}

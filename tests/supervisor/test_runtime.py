@@ -1,0 +1,65 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nodeserve.errors import ConfigError
+from nodeserve.supervisor.runtime import RuntimeDirectory
+
+
+def test_the_directory_is_made_for_us_alone(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "a" / "api.sock.d")
+    assert runtime.path.stat().st_mode & 0o777 == 0o700
+    runtime.close(keep_logs=False)
+    assert not runtime.path.exists()
+
+
+def test_a_second_daemon_is_refused_with_the_pid_of_the_first(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    with pytest.raises(ConfigError, match=f"already running, pid {os.getpid()}"):
+        RuntimeDirectory(tmp_path / "d")
+    runtime.close(keep_logs=False)
+
+
+def test_what_a_dead_daemon_left_is_taken_over(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path;"
+        "from nodeserve.supervisor.runtime import RuntimeDirectory;"
+        "r = RuntimeDirectory(Path(sys.argv[1])); (r.path / 'control.sock').touch(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "d")], check=False)
+    assert (tmp_path / "d" / "control.sock").exists()
+    runtime = RuntimeDirectory(tmp_path / "d")
+    assert not (tmp_path / "d" / "control.sock").exists()
+    runtime.close(keep_logs=False)
+
+
+def test_a_directory_that_others_can_enter_is_refused(tmp_path):
+    (tmp_path / "d").mkdir(mode=0o755)
+    with pytest.raises(ConfigError, match="0755"):
+        RuntimeDirectory(tmp_path / "d")
+
+
+def test_after_a_failure_the_logs_stay_and_the_sockets_go(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    runtime.log_path("decode-0").write_text("why\n")
+    (runtime.path / "x.sock").touch()
+    runtime.close(keep_logs=True)
+    assert [path.name for path in runtime.path.rglob("*") if path.is_file()] == ["decode-0.log"]
+
+
+def test_a_new_daemon_starts_with_empty_logs(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    runtime.log_path("decode-0").write_text("old\n")
+    runtime.close(keep_logs=True)
+    runtime = RuntimeDirectory(tmp_path / "d")
+    assert runtime.log_tail("decode-0") == []
+    runtime.close(keep_logs=False)
+
+
+def test_the_tail_is_the_last_lines_that_say_something(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    runtime.log_path("w").write_bytes(b"1\n\n2\n\xff3\n\n")
+    assert runtime.log_tail("w", 2) == ["2", "\ufffd3"]
+    runtime.close(keep_logs=False)
