@@ -8,9 +8,19 @@ import pytest
 _NODE_TIMEOUT_S = 300.0
 """A real engine or a whole node starts in about 10 s; a loaded two-core machine takes longer."""
 
+_ORDER = ("vllm", "e2e", "gpu")
+"""Tests run in this order of their markers, those without first: what fails fast says so first."""
+
+
+def _rank(item: pytest.Item) -> int:
+    return max(
+        (_ORDER.index(m.name) + 1 for m in item.iter_markers() if m.name in _ORDER), default=0
+    )
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give slow tests a longer deadline, and skip what this machine lacks, saying so."""
+    """Run fast tests first, give slow ones longer, and skip what this machine lacks, saying so."""
+    items.sort(key=_rank)
     has_gpu = Path("/dev/nvidiactl").exists()
     has_vllm = importlib.util.find_spec("vllm") is not None
     for item in items:
@@ -18,6 +28,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="this machine has no NVIDIA GPU"))
         if item.get_closest_marker("vllm") and not has_vllm:
             item.add_marker(pytest.mark.skip(reason="vLLM is not installed; run scripts/setup"))
-        is_slow = any(item.get_closest_marker(name) for name in ("vllm", "e2e", "gpu"))
-        if is_slow and item.get_closest_marker("timeout") is None:
+        if _rank(item) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_NODE_TIMEOUT_S))
