@@ -184,4 +184,6 @@ def make(out: Path) -> None:
     )
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    for path in partial.iterdir():
+        path.chmod(0o644)  # safetensors keeps the weights from other users
     partial.rename(out)

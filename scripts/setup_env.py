@@ -102,13 +102,19 @@ def install_packages(*, dev: bool) -> None:
     """Install what the locks name, then nodeserve itself, without asking for anything more."""
     locks = ["-r", str(CPU_LOCK)] + (["-r", str(DEV_LOCK)] if dev else [])
     with step("packages of requirements/" + (" and ".join(Path(p).name for p in locks[1::2]))):
-        pip("install", "--no-deps", "--no-compile", *locks)
+        # torch comes first: where its CPU build can't be found, that shows at once.
+        pip("install", "--no-deps", "--no-compile", _pinned("torch"), *locks)
     with step("bytecode of the packages"):
         # Without it the first start of vLLM takes 10 s longer; pip would use one core only.
         command = [venv_python(), "-m", "compileall", "-q", "-j", "0", str(site_packages())]
         subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)
     with step("nodeserve itself, editable"):
         pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+
+
+def _pinned(package: str) -> str:
+    lines = CPU_LOCK.read_text().splitlines()
+    return next(line for line in lines if line.startswith(f"{package}=="))
 
 
 def write_vllm_metadata(version: str) -> None:
