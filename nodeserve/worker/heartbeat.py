@@ -1,0 +1,50 @@
+"""A thread beside the engine loop that tells the supervisor how far the engine got."""
+
+import logging
+import threading
+from typing import Final, Self
+
+from nodeserve.engine.base import Engine
+from nodeserve.errors import PeerError
+from nodeserve.worker.control import Reporter
+
+_LOG: Final = logging.getLogger(__name__)
+
+INTERVAL_S: Final = 1.0
+_STOP_S: Final = 5.0
+
+
+class Heartbeat:
+    """Reports the engine's counters every ``interval_s``, the first time at once.
+
+    It reads two numbers and never calls into the engine, so a stuck engine is seen as one:
+    the heartbeats go on while the steps stand still.
+    """
+
+    def __init__(
+        self, reporter: Reporter, engine: Engine, *, interval_s: float = INTERVAL_S
+    ) -> None:
+        self._reporter = reporter
+        self._engine = engine
+        self._interval_s = interval_s
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin to report."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Report no more."""
+        self._is_over.set()
+        self._thread.join(_STOP_S)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._reporter.heartbeat(self._engine)
+            except PeerError as error:
+                _LOG.warning("heartbeat_unsent cause=%r", str(error))
+            if self._is_over.wait(self._interval_s):
+                return

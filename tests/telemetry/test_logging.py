@@ -1,0 +1,41 @@
+import logging
+
+import pytest
+
+from nodeserve.errors import ConfigError
+from nodeserve.telemetry.logging import setup
+
+
+@pytest.fixture(autouse=True)
+def untouched_logger():
+    logger = logging.getLogger("nodeserve")
+    before = (logger.handlers[:], logger.propagate, logger.level)
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[1]
+    logger.setLevel(before[2])
+
+
+def test_event_goes_to_stderr_on_one_line_behind_time_and_level(capsys):
+    setup("info")
+    logging.getLogger("nodeserve.worker").info("worker_lost worker=%s late_s=%.1f", "d0", 3.2)
+    line = capsys.readouterr().err
+    assert line.endswith("Z INFO worker_lost worker=d0 late_s=3.2\n")
+    assert line.count("\n") == 1
+
+
+def test_lines_below_the_level_are_dropped(capsys):
+    setup("WARNING")
+    logging.getLogger("nodeserve.worker").info("worker_ready worker=%s", "d0")
+    assert capsys.readouterr().err == ""
+
+
+def test_second_setup_does_not_double_lines(capsys):
+    setup()
+    setup()
+    logging.getLogger("nodeserve").info("once")
+    assert capsys.readouterr().err.count("once") == 1
+
+
+def test_unknown_level_is_refused_with_the_choices():
+    with pytest.raises(ConfigError, match="'loud' is unknown; choose one of DEBUG"):
+        setup("loud")

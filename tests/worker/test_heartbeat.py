@@ -1,0 +1,31 @@
+import threading
+
+from nodeserve.wire.control import WorkerHeartbeat
+from nodeserve.worker.control import Reporter
+from nodeserve.worker.heartbeat import Heartbeat
+
+
+def test_first_heartbeat_comes_at_once_and_carries_the_counters(channel, spec, engine):
+    engine.steps, engine.num_requests = 5, 1
+    with Heartbeat(Reporter(channel, spec), engine, interval_s=60):
+        assert channel.wait_for(1) == [WorkerHeartbeat(generation=4, steps=5, num_requests=1)]
+
+
+def test_heartbeats_go_on_while_the_engine_stands_still(channel, spec, engine):
+    with Heartbeat(Reporter(channel, spec), engine, interval_s=0.001):
+        messages = channel.wait_for(3)
+    assert len(set(map(repr, messages))) == 1
+
+
+def test_leaving_ends_the_thread(channel, spec, engine):
+    with Heartbeat(Reporter(channel, spec), engine, interval_s=60):
+        channel.wait_for(1)
+    assert "heartbeat" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_full_channel_does_not_end_the_heartbeats(channel, spec, engine, caplog):
+    channel.is_full = True
+    with Heartbeat(Reporter(channel, spec), engine, interval_s=0.001):
+        with channel.came:
+            channel.is_full = False
+        channel.wait_for(1)
