@@ -1,0 +1,178 @@
+"""Resolve listeners: addresses, permissions, keys and the front end's arguments."""
+
+import grp
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from nodeserve.config import paths
+from nodeserve.config.features import refuse_args
+from nodeserve.config.node import ArgValue, GatewayKind, Listener
+from nodeserve.config.problems import Problems
+from nodeserve.config.schema import ListenerTable
+from nodeserve.config.vllm_args import check_args, known_args
+from nodeserve.errors import ConfigError
+
+_NAME: Final = re.compile(r"^[a-z0-9][a-z0-9-]{0,31}$")
+_MODE: Final = re.compile(r"^(0o?)?[0-7]{3}$")
+_MAX_PORT: Final = 65_535
+_MAX_GATEWAYS: Final = 64
+
+
+class ListenerDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What a listener gets where its table doesn't say.
+
+    ``forced_gateway`` comes from the command line and wins over the tables. ``args`` are
+    front-end arguments from the command line, for every listener; they win too.
+    """
+
+    socket: str
+    gateway: GatewayKind
+    forced_gateway: GatewayKind | None = None
+    args: Mapping[str, ArgValue] = {}
+
+
+def resolve_listeners(
+    tables: Sequence[tuple[str, ListenerTable]], defaults: ListenerDefaults, problems: Problems
+) -> tuple[Listener, ...]:
+    """Return the listeners of ``tables``, each with the key that messages call it by."""
+    listeners = []
+    for index, (key, table) in enumerate(tables):
+        fallback = f"listener-{index}" if index else "api"
+        listeners.append(_resolve(table, key, fallback, defaults, problems))
+    for attribute in ("name", "address"):
+        seen: dict[str, str] = {}
+        for (key, _), listener in zip(tables, listeners, strict=True):
+            value = getattr(listener, attribute)
+            if value in seen:
+                problems.add(key, f"has the {attribute} {value}, which {seen[value]} has already")
+            seen.setdefault(value, key)
+    return tuple(listeners)
+
+
+def _resolve(
+    table: ListenerTable,
+    key: str,
+    fallback_name: str,
+    defaults: ListenerDefaults,
+    problems: Problems,
+) -> Listener:
+    name = fallback_name if table.name is None else table.name
+    if not _NAME.match(name):
+        problems.add(f"{key}.name", f"is {name!r}: use a-z, 0-9 and -, at most 32 of them")
+    gateway = defaults.forced_gateway or table.gateway or defaults.gateway
+    if not 1 <= table.gateways <= _MAX_GATEWAYS:
+        problems.add(f"{key}.gateways", f"is {table.gateways}, expected 1 to {_MAX_GATEWAYS}")
+    if table.gateways > 1 and gateway is GatewayKind.RUST:
+        problems.add(f"{key}.gateways", f"is {table.gateways}: a rust gateway is always one")
+    _check_front_end_args(table.args, f"{key}.args", problems)
+    _check_key_file(table.api_key_file, f"{key}.api_key_file", problems)
+    listener = Listener(
+        name=name,
+        gateway=gateway,
+        gateways=table.gateways,
+        mode=_mode(table.mode, f"{key}.mode", problems),
+        group=_group(table.group, f"{key}.group", problems),
+        api_key_file=None if table.api_key_file is None else _absolute(table.api_key_file),
+        args={**table.args, **defaults.args},
+    )
+    if table.listen is None:
+        socket = _absolute(table.socket or defaults.socket)
+        problem = paths.path_problem(Path(socket))
+        if problem:
+            problems.add(f"{key}.socket", problem)
+        return msgspec.structs.replace(listener, socket=socket)
+    if table.socket is not None:
+        problems.add(key, "sets both `socket` and `listen`: give each its own [[listener]]")
+    host, port = _host_and_port(table.listen, f"{key}.listen", problems)
+    if not _is_loopback(host) and table.api_key_file is None:
+        problems.add(
+            f"{key}.listen",
+            f"is {table.listen}, which other machines can reach: set `api_key_file`, "
+            "or listen on 127.0.0.1",
+        )
+    return msgspec.structs.replace(listener, host=host, port=port)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _mode(text: str, key: str, problems: Problems) -> int:
+    if not _MODE.match(text):
+        problems.add(key, f'is {text!r}: write permission bits in octal, such as "0660"')
+        return 0o660
+    return int(text.removeprefix("0o"), 8)
+
+
+def _group(name: str | None, key: str, problems: Problems) -> str | None:
+    if name is not None:
+        try:
+            grp.getgrnam(name)
+        except KeyError:
+            problems.add(key, f"is {name}, a group that this machine does not have")
+    return name
+
+
+def _check_key_file(given: str | None, key: str, problems: Problems) -> None:
+    if given is None:
+        return
+    try:
+        read_api_keys(Path(given).expanduser())
+    except ConfigError as error:
+        problems.add(key, f"cannot be used: {error}")
+        return
+    if Path(given).expanduser().stat().st_mode & 0o007:
+        problems.warn(f"{key} {given} is open to every user: run `chmod o= {given}`")
+
+
+def read_api_keys(path: Path) -> tuple[str, ...]:
+    """Return the keys in a file, one a line; lines that are empty or begin with # do not count.
+
+    Raises:
+        ConfigError: The file cannot be read or holds no key.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"API key file {path}: {error}") from error
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise ConfigError(f"API key file {path}: holds no key; write one a line")
+    return keys
+
+
+def _check_front_end_args(args: Mapping[str, ArgValue], key: str, problems: Problems) -> None:
+    check_args(args, key, problems)
+    refuse_args(args, key, problems)
+    known = known_args()
+    for name in args:
+        if name in known and known[name].part == "engine":
+            problems.add(f"{key}.{name}", "is an engine argument: set it in [engine].args")
+
+
+def _host_and_port(text: str, key: str, problems: Problems) -> tuple[str, int]:
+    """Split ``127.0.0.1:8000`` or ``[::1]:8000``."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    number = int(port) if port.isascii() and port.isdigit() else 0
+    if not colon or not host or not 1 <= number <= _MAX_PORT:
+        problems.add(key, f"is {text!r}: write HOST:PORT, such as 127.0.0.1:8000 or [::1]:8000")
+        return "127.0.0.1", 1
+    return host, number
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,326 @@
+"""Let the configuration file and the command line meet in one whole-checked NodeConfig."""
+
+import math
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from nodeserve.config import paths
+from nodeserve.config.facts import Cpu, Gpu, ModelFacts, Topology
+from nodeserve.config.features import ON_COMMAND_LINE, refuse_args, refuse_model
+from nodeserve.config.layout import Wish, place_workers, wished_tables
+from nodeserve.config.listeners import ListenerDefaults, resolve_listeners
+from nodeserve.config.model import default_names, find_model
+from nodeserve.config.node import (
+    ArgValue,
+    GatewayKind,
+    Listener,
+    NodeConfig,
+    RouterSettings,
+    Worker,
+)
+from nodeserve.config.problems import Problems, nearest
+from nodeserve.config.read import read_struct
+from nodeserve.config.schema import FileConfig, ListenerTable
+from nodeserve.config.vllm_args import check_args, parse_command_line, split_parts
+from nodeserve.errors import ConfigError
+from nodeserve.wire.control import Role
+from nodeserve.wire.spawn import KvSpec
+
+COMMAND_LINE: Final = "command line"
+
+_SYSTEM: Final = re.compile(r"^(?P<count>[1-9]\d{0,2})x(?P<gpu>[a-z0-9][a-z0-9.-]*)$")
+
+_PREFILL_BATCH_TOKENS: Final = 16_384
+"""What a prefill GPU computes in one step; vLLM's own 8,192 spares decodes that it has none of."""
+
+
+class Flags(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says; None and empty where it doesn't.
+
+    ``vllm_args`` are the words that follow ``--``.
+    """
+
+    model: str | None = None
+    config: str | None = None
+    served_model_name: tuple[str, ...] = ()
+    wish: Wish = Wish()
+    socket: str | None = None
+    listen: str | None = None
+    api_key_file: str | None = None
+    gateway: GatewayKind | None = None
+    simulate: str | None = None
+    speedup: float | None = None
+    vllm_args: tuple[str, ...] = ()
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a configuration is checked against.
+
+    ``topology`` is asked only when real engines run. ``simulated_gpus`` are the GPUs whose
+    step times are known, such as ``h100-sxm``.
+    """
+
+    environ: Mapping[str, str]
+    uid: int
+    topology: Callable[[], Topology]
+    simulated_gpus: tuple[str, ...]
+
+
+def load_config(flags: Flags, around: Surroundings) -> NodeConfig:
+    """Return the one configuration that ``flags`` and the file they name agree on.
+
+    Flags win over the file. Nothing is created or bound.
+
+    Raises:
+        ConfigError: Something can never work; the message has one line for each problem.
+    """
+    problems = Problems(flags.config or COMMAND_LINE)
+    file = _read_file(flags.config, problems)
+    model = _model(flags, file, around, problems)
+    simulate, speedup = _simulation(flags, file, around, problems)
+    extra = parse_command_line(flags.vllm_args, problems.of(COMMAND_LINE))
+    engine_extra, front_end_extra = split_parts(extra)
+    topology = simulated_topology(simulate) if simulate is not None else around.topology()
+    if topology.gpu_problem is not None:
+        problems.of("this node").add("GPUs", f"cannot be listed: {topology.gpu_problem}")
+    workers = _workers(flags, file, topology, engine_extra, problems)
+    if model is not None:
+        shared = {**file.engine.args, **engine_extra}
+        refuse_model(model, shared, problems)
+    listeners = _listeners(flags, file, front_end_extra, around, problems)
+    runtime_dir = _runtime_dir(file, listeners, around, problems)
+    _check_numbers(file, problems)
+    problems.raise_if_any()
+    if model is None:
+        raise ConfigError("command line: MODEL is missing; name a model directory")
+    return NodeConfig(
+        model=model.path,
+        served_model_names=_served_names(flags, file, model),
+        runtime_dir=runtime_dir,
+        listeners=listeners,
+        workers=workers,
+        kv=KvSpec(async_load=file.kv.async_load, lease_ttl_s=file.kv.lease_ttl_s),
+        router=RouterSettings(
+            local_prefill_tokens=file.router.local_prefill_tokens,
+            max_queued_requests=file.router.max_queued_requests,
+        ),
+        drain_deadline_s=file.drain.deadline_s,
+        simulate=simulate,
+        speedup=speedup,
+        warnings=tuple(problems.warnings),
+    )
+
+
+def _read_file(given: str | None, problems: Problems) -> FileConfig:
+    if given is None:
+        return FileConfig()
+    try:
+        data = tomllib.loads(Path(given).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{given}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{given}: is not UTF-8: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{given}: is not TOML: {error}") from error
+    return read_struct(FileConfig, data, "", problems) or FileConfig()
+
+
+def _model(
+    flags: Flags, file: FileConfig, around: Surroundings, problems: Problems
+) -> ModelFacts | None:
+    given = flags.model or file.model
+    if given is None:
+        problems.of(COMMAND_LINE).add("MODEL", "is missing: name a model directory")
+        return None
+    try:
+        return find_model(given, around.environ)
+    except ConfigError as error:
+        problems.errors.append(str(error))
+        return None
+
+
+def _served_names(flags: Flags, file: FileConfig, model: ModelFacts) -> tuple[str, ...]:
+    named = flags.served_model_name or file.served_model_name or default_names(model)
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def _simulation(
+    flags: Flags, file: FileConfig, around: Surroundings, problems: Problems
+) -> tuple[str | None, float]:
+    """Return the simulated system, or None, and the speed-up."""
+    system = flags.simulate or (file.simulate.system if file.simulate else None)
+    speedup = file.simulate.speedup if file.simulate else 1.0
+    if flags.speedup is not None:
+        speedup = flags.speedup
+    at = problems.of(COMMAND_LINE) if flags.simulate else problems
+    key = "--simulate" if flags.simulate else "simulate.system"
+    if flags.speedup is not None and system is None:
+        problems.of(COMMAND_LINE).add("--speedup", "is given without --simulate")
+    if math.isnan(speedup) or speedup <= 0:
+        problems.add("simulate.speedup", f"is {speedup}: use a number above 0, or inf")
+    if system is None:
+        return None, 1.0
+    found = _SYSTEM.match(system)
+    if found is None:
+        at.add(key, f"is {system!r}: write a number of GPUs and their kind, such as 8xh100-sxm")
+        return "1xunknown", speedup
+    if found["gpu"] not in around.simulated_gpus:
+        known = ", ".join(around.simulated_gpus)
+        hint = nearest(found["gpu"], around.simulated_gpus)
+        at.add(key, f"is {system!r}, a GPU whose step times are not known{hint}; known: {known}")
+    return system, speedup
+
+
+def simulated_topology(system: str) -> Topology:
+    """Return the node that ``8xh100-sxm`` and the like stand for: two NUMA nodes, no CPUs."""
+    found = _SYSTEM.match(system)
+    if found is None:
+        raise ConfigError(f"system {system!r}: write one such as 8xh100-sxm")
+    count = int(found["count"])
+    gpus = [
+        Gpu(
+            index=index,
+            uuid=f"simulated-{index}",
+            name=found["gpu"],
+            memory_bytes=0,
+            numa_node=index * 2 // count,
+        )
+        for index in range(count)
+    ]
+    return Topology(gpus=tuple(gpus), cpus=tuple[Cpu, ...]())
+
+
+def _workers(
+    flags: Flags,
+    file: FileConfig,
+    topology: Topology,
+    extra: Mapping[str, ArgValue],
+    problems: Problems,
+) -> tuple[Worker, ...]:
+    """Return the placed workers, each with all its engine arguments."""
+    check_args(file.engine.args, "engine.args", problems)
+    refuse_args(file.engine.args, "engine.args", problems)
+    refuse_args(extra, ON_COMMAND_LINE, problems.of(COMMAND_LINE))
+    for index, table in enumerate(file.workers):
+        check_args(table.args, f"workers[{index}].args", problems)
+        refuse_args(table.args, f"workers[{index}].args", problems)
+    _check_wish(flags.wish, problems.of(COMMAND_LINE))
+    at = problems
+    tables = file.workers
+    if flags.wish.says_anything and tables:
+        problems.of(COMMAND_LINE).add(
+            "--prefill, --decode, --aggregated, --tp-prefill and --tp-decode",
+            f"say which workers run, and so does [[workers]] in {flags.config}: use one of them",
+        )
+    elif not tables:
+        at = problems.of(COMMAND_LINE)
+        tables = wished_tables(flags.wish, len(topology.gpus), len(topology.cpus))
+    on_gpu = bool(topology.gpus)
+    workers = []
+    for worker in place_workers(tables, topology, at):
+        args = {
+            **(_role_defaults(worker.role) if on_gpu else {}),
+            **file.engine.args,
+            **worker.args,
+            **extra,
+        }
+        simulated = any(uuid.startswith("simulated-") for uuid in worker.gpu_uuids)
+        uuids = () if simulated else worker.gpu_uuids
+        workers.append(msgspec.structs.replace(worker, args=args, gpu_uuids=uuids))
+    return tuple(workers)
+
+
+def _role_defaults(role: Role) -> dict[str, ArgValue]:
+    """Return what a role changes in vLLM's own defaults on a GPU."""
+    return {"max_num_batched_tokens": _PREFILL_BATCH_TOKENS} if role is Role.PREFILL else {}
+
+
+def _check_wish(wish: Wish, problems: Problems) -> None:
+    for name in ("prefill", "decode", "aggregated"):
+        value = getattr(wish, name)
+        if value is not None and value < 0:
+            problems.add(f"--{name}", f"is {value}: use 0 or more")
+    for name in ("tp_prefill", "tp_decode"):
+        value = getattr(wish, name)
+        if value is not None and value < 1:
+            problems.add(f"--{name.replace('_', '-')}", f"is {value}: use 1 or more")
+
+
+def _listeners(
+    flags: Flags,
+    file: FileConfig,
+    extra: Mapping[str, ArgValue],
+    around: Surroundings,
+    problems: Problems,
+) -> tuple[Listener, ...]:
+    refuse_args(extra, ON_COMMAND_LINE, problems.of(COMMAND_LINE))
+    simulated = flags.simulate is not None or file.simulate is not None
+    defaults = ListenerDefaults(
+        socket=flags.socket or file.socket or str(paths.default_socket(around.environ, around.uid)),
+        gateway=GatewayKind.RUST if simulated else GatewayKind.PYTHON,
+        forced_gateway=flags.gateway,
+        args=extra,
+    )
+    tables = [(f"listener[{index}]", table) for index, table in enumerate(file.listener)]
+    if flags.socket is not None:
+        tables = _with_socket(tables, flags.socket)
+    if not tables:
+        tables = [("--socket" if flags.socket else "socket", ListenerTable())]
+    if flags.listen is not None:
+        table = ListenerTable(name="tcp", listen=flags.listen, api_key_file=flags.api_key_file)
+        tables.append(("--listen", table))
+    elif flags.api_key_file is not None:
+        problems.of(COMMAND_LINE).add("--api-key-file", "is given without --listen")
+    return resolve_listeners(tables, defaults, problems)
+
+
+def _with_socket(
+    tables: list[tuple[str, ListenerTable]], socket: str
+) -> list[tuple[str, ListenerTable]]:
+    """Give the first Unix listener another path; where there is none, put one in front."""
+    for index, (key, table) in enumerate(tables):
+        if table.listen is None:
+            tables[index] = (key, msgspec.structs.replace(table, socket=socket))
+            return tables
+    return [("--socket", ListenerTable(socket=socket)), *tables]
+
+
+def _runtime_dir(
+    file: FileConfig,
+    listeners: tuple[Listener, ...],
+    around: Surroundings,
+    problems: Problems,
+) -> str:
+    sockets = [listener.socket for listener in listeners if listener.socket is not None]
+    if file.runtime_dir is not None:
+        path = Path(file.runtime_dir).expanduser().absolute()
+    elif sockets:
+        path = paths.internals_of(Path(sockets[0]))
+    else:
+        path = paths.internals_of(paths.default_socket(around.environ, around.uid).absolute())
+    problem = paths.runtime_dir_problem(path)
+    if problem:
+        problems.add("runtime_dir", problem)
+    return str(path)
+
+
+def _check_numbers(file: FileConfig, problems: Problems) -> None:
+    for key, value, least in (
+        ("kv.lease_ttl_s", file.kv.lease_ttl_s, 1.0),
+        ("router.local_prefill_tokens", file.router.local_prefill_tokens, 0),
+        ("router.max_queued_requests", file.router.max_queued_requests, 1),
+        ("drain.deadline_s", file.drain.deadline_s, 0.0),
+    ):
+        if not math.isfinite(value) or value < least:
+            problems.add(key, f"is {value}: use {least:g} or more")
+    if file.served_model_name is not None and not all(
+        [file.served_model_name]
+        if isinstance(file.served_model_name, str)
+        else [file.served_model_name, *file.served_model_name]
+    ):
+        problems.add("served_model_name", "is empty: drop it, or give a name")

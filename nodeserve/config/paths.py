@@ -1,0 +1,101 @@
+"""Where sockets and the runtime directory go when nobody says, and whether they fit."""
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from nodeserve.errors import ConfigError
+
+MAX_PATH_BYTES: Final = 107
+"""Source: unix(7), sun_path holds 108 bytes with its terminating NUL."""
+
+LONGEST_INTERNAL_NAME: Final = "kv-events-65535.sock"
+"""No internal socket has a longer name."""
+
+SOCKET_NAME: Final = "api.sock"
+
+
+def default_directory(environ: Mapping[str, str], uid: int) -> Path:
+    """Return the directory of the default socket: systemd's, the user's, or a private one.
+
+    ``RUNTIME_DIRECTORY`` may name several, separated by colons: the first is ours. The last
+    resort, ``/tmp/nodeserve-<uid>``, must pass ``prepare_directory`` before use.
+    """
+    from_systemd = environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    if from_systemd:
+        return Path(from_systemd)
+    from_session = environ.get("XDG_RUNTIME_DIR", "")
+    if from_session:
+        return Path(from_session) / "nodeserve"
+    if uid == 0:
+        return Path("/run/nodeserve")
+    return _last_resort(uid)
+
+
+def default_socket(environ: Mapping[str, str], uid: int) -> Path:
+    """Return where a node listens, and where the CLI looks, when nobody says."""
+    return default_directory(environ, uid) / SOCKET_NAME
+
+
+def internals_of(socket: Path) -> Path:
+    """Return the directory of the internal sockets and logs of the node at ``socket``."""
+    return socket.with_name(socket.name + ".d")
+
+
+def control_socket(runtime_dir: Path) -> Path:
+    """Return where the supervisor takes commands."""
+    return runtime_dir / "control.sock"
+
+
+def path_problem(path: Path) -> str | None:
+    """Return why a Unix socket cannot have this path, reading on from its key; None if it can."""
+    num_bytes = len(os.fsencode(path))
+    if num_bytes <= MAX_PATH_BYTES:
+        return None
+    return (
+        f"is {path}, {num_bytes} bytes long; the kernel takes socket paths of at most "
+        f"{MAX_PATH_BYTES}: choose a shorter one"
+    )
+
+
+def runtime_dir_problem(path: Path) -> str | None:
+    """Return why internal sockets do not fit below ``path``; None when they do."""
+    num_bytes = len(os.fsencode(path / LONGEST_INTERNAL_NAME))
+    if num_bytes <= MAX_PATH_BYTES:
+        return None
+    room = MAX_PATH_BYTES - len(LONGEST_INTERNAL_NAME) - 1
+    return (
+        f"is {path}, {len(os.fsencode(path))} bytes long; internal socket paths end at "
+        f"{MAX_PATH_BYTES} bytes, so it may have at most {room}: choose a shorter one"
+    )
+
+
+def prepare_directory(path: Path, uid: int) -> None:
+    """Make the directory of a client socket, if need be.
+
+    The last resort lies where everybody can write, so it must be private and ours.
+
+    Raises:
+        ConfigError: It can't be made, or the last resort is a link, belongs to somebody else
+            or is open to others.
+    """
+    private = path == _last_resort(uid)
+    try:
+        path.mkdir(mode=0o700 if private else 0o755, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise ConfigError(
+            f"socket directory {path}: cannot be used: {error.strerror}; choose another --socket"
+        ) from error
+    if private and (stat.S_ISLNK(found.st_mode) or found.st_uid != uid or found.st_mode & 0o077):
+        raise ConfigError(
+            f"socket directory {path}: has owner {found.st_uid} and mode "
+            f"{found.st_mode & 0o777:04o}, it must be {uid}'s and 0700; remove it or choose "
+            "another --socket"
+        )
+
+
+def _last_resort(uid: int) -> Path:
+    return Path(f"/tmp/nodeserve-{uid}")  # noqa: S108  (prepare_directory refuses another's)

@@ -1,0 +1,87 @@
+"""The shape of the configuration file: every key, its type and its default.
+
+``docs/configuration.md`` describes each key; a test keeps the two in step.
+"""
+
+import msgspec
+
+from nodeserve.config.node import ArgValue, GatewayKind
+from nodeserve.wire.control import Role
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file. None stands for a key that is not given."""
+
+
+class WorkersTable(_Table, frozen=True):
+    """One ``[[workers]]``: workers that share a role, which must be given, and settings."""
+
+    role: Role | None = None
+    count: int | None = None
+    tp: int = 1
+    gpus: tuple[int | str, ...] | None = None
+    cpus: tuple[int, ...] | None = None
+    args: dict[str, ArgValue] = {}
+
+
+class ListenerTable(_Table, frozen=True):
+    """One ``[[listener]]``: an address with its gateways."""
+
+    name: str | None = None
+    socket: str | None = None
+    listen: str | None = None
+    gateway: GatewayKind | None = None
+    gateways: int = 1
+    mode: str = "0660"
+    group: str | None = None
+    api_key_file: str | None = None
+    args: dict[str, ArgValue] = {}
+
+
+class EngineTable(_Table, frozen=True):
+    """``[engine]``: what all workers' engines share."""
+
+    args: dict[str, ArgValue] = {}
+
+
+class KvTable(_Table, frozen=True):
+    """``[kv]``: how KV is handed over."""
+
+    async_load: bool = True
+    lease_ttl_s: float = 60.0
+
+
+class RouterTable(_Table, frozen=True):
+    """``[router]``: where requests go and how many may wait."""
+
+    local_prefill_tokens: int = 16
+    max_queued_requests: int = 10_000
+
+
+class DrainTable(_Table, frozen=True):
+    """``[drain]``: how the node stops."""
+
+    deadline_s: float = 60.0
+
+
+class SimulateTable(_Table, frozen=True):
+    """``[simulate]``: engines that need neither weights nor a GPU."""
+
+    system: str
+    speedup: float = 1.0
+
+
+class FileConfig(_Table, frozen=True):
+    """The whole file. Flags are laid over it before it is checked."""
+
+    model: str | None = None
+    served_model_name: str | tuple[str, ...] | None = None
+    socket: str | None = None
+    runtime_dir: str | None = None
+    workers: tuple[WorkersTable, ...] = ()
+    listener: tuple[ListenerTable, ...] = ()
+    engine: EngineTable = EngineTable()
+    kv: KvTable = KvTable()
+    router: RouterTable = RouterTable()
+    drain: DrainTable = DrainTable()
+    simulate: SimulateTable | None = None

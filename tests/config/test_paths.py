@@ -1,0 +1,55 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from nodeserve.config import paths
+from nodeserve.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("environ", "uid", "expected"),
+    [
+        ({"RUNTIME_DIRECTORY": "/run/a:/run/b", "XDG_RUNTIME_DIR": "/x"}, 0, "/run/a"),
+        ({"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": "/run/user/7"}, 7, "/run/user/7/nodeserve"),
+        ({"XDG_RUNTIME_DIR": "/run/user/0"}, 0, "/run/user/0/nodeserve"),
+        ({}, 0, "/run/nodeserve"),
+        ({}, 7, "/tmp/nodeserve-7"),
+    ],
+)
+def test_the_default_directory_is_systemds_then_the_sessions(environ, uid, expected):
+    assert paths.default_directory(environ, uid) == Path(expected)
+    assert paths.default_socket(environ, uid) == Path(expected) / "api.sock"
+
+
+def test_internals_lie_beside_the_socket():
+    inside = paths.internals_of(Path("/run/a/api.sock"))
+    assert inside == Path("/run/a/api.sock.d")
+    assert paths.control_socket(inside) == Path("/run/a/api.sock.d/control.sock")
+
+
+def test_the_longest_socket_path_that_the_kernel_takes_is_accepted():
+    assert paths.path_problem(Path("/" + "x" * 106)) is None
+    assert "108 bytes long" in (paths.path_problem(Path("/" + "x" * 107)) or "")
+
+
+def test_bytes_count_and_not_characters():
+    assert paths.path_problem(Path("/" + "é" * 54)) is not None
+
+
+def test_a_runtime_directory_leaves_room_for_its_sockets():
+    room = paths.MAX_PATH_BYTES - len(paths.LONGEST_INTERNAL_NAME) - 1
+    fits = Path("/" + "x" * (room - 1))
+    assert paths.runtime_dir_problem(fits) is None
+    assert f"at most {room}" in (paths.runtime_dir_problem(Path(f"{fits}x")) or "")
+
+
+def test_a_missing_directory_is_made(tmp_path):
+    paths.prepare_directory(tmp_path / "a" / "b", os.getuid())
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        paths.prepare_directory(tmp_path / "a", os.getuid())
