@@ -1,0 +1,150 @@
+"""vLLM's view of nodeserve: one KV connector, made once per scheduler and once per rank.
+
+Every method hands over to one of the two halves. The order in which vLLM calls them is in its
+vllm/distributed/kv_transfer/kv_connector/v1/base.py (0.32), an API that it calls experimental.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import msgspec
+import torch
+from vllm.config import VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+    SupportsHMA,
+)
+from vllm.distributed.parallel_state import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+)
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import KVConnectorOutput
+from vllm.v1.request import Request
+
+from nodeserve.clock import MonotonicClock
+from nodeserve.engine.vllm.connector_messages import LoadMetadata, LoadReport, PoolHandshake
+from nodeserve.engine.vllm.connector_scheduler import ConnectorSettings, SchedulerSide
+from nodeserve.engine.vllm.connector_worker import WorkerSide
+
+
+class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
+    """Pulls KV out of the memory of the worker that computed it, under a lease."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
+    ) -> None:
+        """Make the half that ``role`` asks for.
+
+        Raises:
+            ConfigError: The model's KV cannot be handed over.
+        """
+        super().__init__(vllm_config, role, kv_cache_config)
+        if role is KVConnectorRole.SCHEDULER:
+            settings = msgspec.convert(
+                self._kv_transfer_config.kv_connector_extra_config, ConnectorSettings
+            )
+            self.scheduler = SchedulerSide(settings, kv_cache_config, MonotonicClock())
+        else:
+            self.worker = WorkerSide(
+                kv_cache_config,
+                rank=get_tensor_model_parallel_rank(),
+                num_ranks=get_tensor_model_parallel_world_size(),
+                clock=MonotonicClock(),
+            )
+
+    # ------------------------------------------------------------- worker side
+
+    def get_mem_pool_context(self) -> AbstractContextManager:
+        """Return the context in which vLLM allocates its KV cache."""
+        return self.worker.memory
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Take the allocated KV cache."""
+        self.worker.register(kv_caches)
+
+    def get_handshake_metadata(self) -> PoolHandshake | None:
+        """Return where this rank's pool lies, for the scheduler side."""
+        return self.worker.handshake()
+
+    def start_load_kv(self, *_: Any, **__: Any) -> None:
+        """Begin this step's loads; before the forward if one of them is not parked."""
+        self.worker.start(self._get_connector_metadata().loads)
+
+    def get_transfer_results(self, _: set[str]) -> KVConnectorTransferResults:
+        """Return which parked loads are over. Nothing is ever sent: peers pull."""
+        finished, failed = self.worker.take_finished()
+        return KVConnectorTransferResults(finished_recving=finished, failed_recving=failed)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Return the blocks that this step's forward should not have read."""
+        return self.worker.take_bad_blocks()
+
+    def build_connector_worker_meta(self) -> LoadReport | None:
+        """Return counts for the scheduler side."""
+        return self.worker.take_report()
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Do nothing: a load that a forward needs is complete before it starts."""
+
+    def save_kv_layer(self, layer_name: str, *_: Any, **__: Any) -> None:
+        """Do nothing: blocks are read where they lie."""
+
+    def wait_for_save(self) -> None:
+        """Do nothing: blocks are read where they lie."""
+
+    def shutdown(self) -> None:
+        """Let go of threads and memory."""
+        if hasattr(self, "scheduler"):
+            self.scheduler.close()
+        else:
+            self.worker.close()
+
+    # ---------------------------------------------------------- scheduler side
+
+    def set_xfer_handshake_metadata(self, metadata: dict[int, PoolHandshake]) -> None:
+        """Take where all ranks' pools lie."""
+        self.scheduler.set_pools(metadata)
+
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        """Take the pool whose reference counts pin leased blocks."""
+        self.scheduler.bind_block_pool(gpu_block_pool)
+
+    def on_new_request(self, request: Request) -> None:
+        """Note a new request's handoff."""
+        self.scheduler.arrive(request)
+
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int, bool]:
+        """Return how many tokens can be loaded behind the local prefix hit."""
+        return self.scheduler.loadable_tokens(request, num_computed_tokens)
+
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
+        """Ask for the load, now that its blocks are known."""
+        self.scheduler.allocated(request, blocks, num_external_tokens)
+
+    def build_connector_meta(self, _: SchedulerOutput) -> LoadMetadata:
+        """Return this step's loads."""
+        return self.scheduler.take_metadata()
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """Count what the workers report."""
+        self.scheduler.take_output(connector_output)
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Pin a prefill leg's blocks and return its handoff; the request itself is over."""
+        return False, self.scheduler.finish(request, block_ids)
+
+    def reset_cache(self) -> bool:
+        """Return whether nothing is leased: leased blocks are read by peers."""
+        return self.scheduler.stats()["leased"] == 0

@@ -1,0 +1,56 @@
+"""What the connector's two halves say to each other; pickled by vLLM between its processes."""
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+from nodeserve.engine.vllm.handoff import Handoff, PoolDescription
+
+
+@dataclass(frozen=True)
+class PoolHandshake(KVConnectorHandshakeMetadata):
+    """Worker to scheduler, once: where this rank's KV pool lies."""
+
+    pool: PoolDescription
+
+
+@dataclass(frozen=True)
+class Load:
+    """Pull the handoff's blocks from index ``first`` on into ``blocks``.
+
+    ``parked`` is whether the request waits for it across steps; else this step needs it.
+    """
+
+    request_id: str
+    handoff: Handoff
+    first: int
+    blocks: list[int]
+    parked: bool
+
+
+@dataclass
+class LoadMetadata(KVConnectorMetadata):
+    """Scheduler to workers, each step: what to load."""
+
+    loads: list[Load] = field(default_factory=list)
+
+
+@dataclass
+class LoadReport(KVConnectorWorkerMetadata):
+    """Workers to scheduler, each step: what was loaded. Only rank 0 counts the time."""
+
+    num_bytes: int = 0
+    load_ms: float = 0.0
+    unparked_failures: int = 0
+
+    def aggregate(self, other: "LoadReport") -> "LoadReport":
+        """Return the report of both: bytes add up, a load fails once for all ranks."""
+        return LoadReport(
+            num_bytes=self.num_bytes + other.num_bytes,
+            load_ms=self.load_ms + other.load_ms,
+            unparked_failures=max(self.unparked_failures, other.unparked_failures),
+        )

@@ -1,0 +1,245 @@
+"""The connector's half in the engine's scheduler: grants leases, and asks for loads.
+
+Runs in the engine's main thread only, between and within steps. vLLM's delayed free is not used:
+it keeps the engine stepping once a millisecond and asserts on requests it has forgotten. Instead
+a finished prefill leg's blocks get one more reference in the block pool, and the request is over.
+"""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import KVConnectorOutput
+from vllm.v1.request import Request, RequestStatus
+
+from nodeserve.clock import Clock
+from nodeserve.engine.vllm import handoff as handoffs
+from nodeserve.engine.vllm.connector_messages import Load, LoadMetadata, LoadReport, PoolHandshake
+from nodeserve.engine.vllm.handoff import Handoff, PoolDescription
+from nodeserve.engine.vllm.kv_memory import require_one_group
+from nodeserve.errors import InvariantError, PeerError
+from nodeserve.ids import Generation, LeaseId
+from nodeserve.kv import layout
+from nodeserve.kv.lease import (
+    ClearSlot,
+    Command,
+    HandoffOffered,
+    LeaseBook,
+    LeaseReleased,
+    PinBlocks,
+    PublishSlot,
+    TimeElapsed,
+    UnpinBlocks,
+)
+from nodeserve.transfer.lease_table import LeaseTable
+
+NUM_SLOTS: Final = 1 << 16
+"""More leases than a node has requests; half a MiB, touched only where used."""
+
+_FINISHED: Final = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorSettings:
+    """What nodeserve tells its connector through ``kv_connector_extra_config``."""
+
+    generation: int
+    async_load: bool
+    lease_ttl_s: float
+
+
+class SchedulerSide:
+    """Leases on our blocks, and loads into them."""
+
+    def __init__(self, settings: ConnectorSettings, config: KVCacheConfig, clock: Clock) -> None:
+        """Start without leases and without a block pool; vLLM binds that later."""
+        require_one_group(config)
+        self._settings = settings
+        self._clock = clock
+        self._block_size: int = config.kv_cache_groups[0].kv_cache_spec.block_size
+        self._book = LeaseBook(ttl_s=settings.lease_ttl_s, num_slots=NUM_SLOTS)
+        self._table = LeaseTable(Generation(settings.generation), NUM_SLOTS)
+        self._pool: BlockPool | None = None
+        self._descriptions: tuple[PoolDescription, ...] = ()
+        self._block_bytes = 0
+        self._handoffs: dict[str, Handoff] = {}
+        self._loads: list[Load] = []
+        self._num_loads = 0
+        self._num_load_failures = 0
+        self._load_bytes = 0
+        self._load_ms = 0.0
+
+    @property
+    def block_bytes(self) -> int:
+        """What one block holds over all layers and ranks."""
+        return self._block_bytes
+
+    def bind_block_pool(self, pool: BlockPool) -> None:
+        """Take the pool whose reference counts pin leased blocks."""
+        self._pool = pool
+
+    def set_pools(self, by_rank: dict[int, PoolHandshake]) -> None:
+        """Take where every rank's KV pool lies."""
+        self._descriptions = tuple(by_rank[rank].pool for rank in sorted(by_rank))
+        self._block_bytes = sum(
+            layout.from_plain(pool.geometry).block_bytes for pool in self._descriptions
+        )
+
+    # ------------------------------------------------------------------- loads
+
+    def arrive(self, request: Request) -> None:
+        """Note a new request's handoff. One that makes no sense counts as a failed load."""
+        self.expire()
+        params = request.kv_transfer_params
+        if not params or not params.get("do_remote_prefill"):
+            return
+        try:
+            self._handoffs[request.request_id] = handoffs.from_params(
+                params, num_tokens=request.num_tokens, block_size=self._block_size
+            )
+        except PeerError as error:
+            self._num_loads += 1
+            self._num_load_failures += 1
+            _logger.warning("handoff_refused request=%s cause=%s", request.request_id, error)
+
+    def loadable_tokens(self, request: Request, num_computed: int) -> tuple[int, bool]:
+        """Return how many tokens a load adds to ``num_computed``, and whether it is parked.
+
+        May be asked often. The last token is always computed here: its logits are needed.
+        """
+        handoff = self._handoffs.get(request.request_id)
+        if handoff is None:
+            return 0, False
+        num_tokens = self._end_token(handoff, request) - num_computed
+        return (num_tokens, self._settings.async_load) if num_tokens > 0 else (0, False)
+
+    def allocated(self, request: Request, blocks: KVCacheBlocks, num_tokens: int) -> None:
+        """Ask for the load of ``num_tokens`` tokens, now that the request has its blocks.
+
+        A handoff is used once: after a failure or a preemption the prompt is computed here.
+        """
+        handoff = self._handoffs.pop(request.request_id, None)
+        if handoff is None or num_tokens == 0:
+            return
+        end = self._end_token(handoff, request)
+        first, behind = (end - num_tokens) // self._block_size, -(-end // self._block_size)
+        self._num_loads += 1
+        self._loads.append(
+            Load(
+                request_id=request.request_id,
+                handoff=handoff,
+                first=first,
+                blocks=blocks.get_block_ids()[0][first:behind],
+                parked=self._settings.async_load,
+            )
+        )
+
+    def take_metadata(self) -> LoadMetadata:
+        """Return what the workers must load; called in every step, so leases expire here too."""
+        self.expire()
+        metadata = LoadMetadata(self._loads)
+        self._loads = []
+        return metadata
+
+    def take_output(self, output: KVConnectorOutput) -> None:
+        """Count what the workers report."""
+        self._num_load_failures += len(output.failed_recving or ())
+        if isinstance(report := output.kv_connector_worker_meta, LoadReport):
+            self._num_load_failures += report.unparked_failures
+            self._load_bytes += report.num_bytes
+            self._load_ms += report.load_ms
+        if output.invalid_block_ids:
+            # vLLM has put an unparked load's blocks into the prefix cache already. Their owner
+            # computes them again, perhaps over several steps: nobody else may hit them meanwhile.
+            self._bound_pool().evict_blocks(output.invalid_block_ids)
+
+    # ------------------------------------------------------------------ leases
+
+    def finish(self, request: Request, block_ids: tuple[list[int], ...]) -> dict[str, Any] | None:
+        """Return the handoff of a finished prefill leg, its blocks pinned; None for others."""
+        self._handoffs.pop(request.request_id, None)
+        params = request.kv_transfer_params
+        num_tokens = request.num_prompt_tokens
+        if (
+            not params
+            or not params.get("do_remote_decode")
+            or request.status not in _FINISHED
+            or request.num_computed_tokens < num_tokens
+        ):
+            return None
+        blocks = tuple(block_ids[0][: -(-num_tokens // self._block_size)])
+        commands = self._book.handle(HandoffOffered(blocks), now_s=self._clock.now_s())
+        self._carry_out(commands)
+        shown = next(command for command in commands if isinstance(command, PublishSlot))
+        num_pulled_blocks = -(-(num_tokens - 1) // self._block_size)
+        handoff = Handoff(
+            engine=self._settings.generation,
+            lease_id=shown.lease_id,
+            num_tokens=num_tokens,
+            num_bytes=num_pulled_blocks * self._block_bytes,
+            block_size=self._block_size,
+            blocks=blocks,
+            slot=shown.slot,
+            table=self._table.handle(),
+            pools=self._descriptions,
+        )
+        return handoffs.to_params(handoff)
+
+    def release(self, lease_ids: Iterable[int]) -> None:
+        """End leases; those that ended before are passed over.
+
+        Raises:
+            InvalidTransitionError: One was never granted; the others before it have ended.
+        """
+        now_s = self._clock.now_s()
+        for lease_id in lease_ids:
+            self._carry_out(self._book.handle(LeaseReleased(LeaseId(lease_id)), now_s=now_s))
+
+    def expire(self) -> None:
+        """End the leases whose time is up."""
+        self._carry_out(self._book.handle(TimeElapsed(), now_s=self._clock.now_s()))
+
+    def stats(self) -> dict[str, int | float]:
+        """Return counts since the start, and how many leases hold now."""
+        self.expire()
+        return {
+            "leased": self._book.num_granted,
+            "loads": self._num_loads,
+            "load_failures": self._num_load_failures,
+            "load_bytes": self._load_bytes,
+            "load_ms": self._load_ms,
+            "expired": self._book.num_expired,
+        }
+
+    def close(self) -> None:
+        """Let go of the lease table."""
+        self._table.close()
+
+    def _end_token(self, handoff: Handoff, request: Request) -> int:
+        return min(handoff.num_tokens, request.num_tokens - 1)
+
+    def _carry_out(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case PinBlocks(blocks):
+                    pool = self._bound_pool()
+                    pool.touch([pool.blocks[block] for block in blocks])
+                case PublishSlot(slot, lease_id):
+                    self._table.publish(slot, lease_id)
+                case ClearSlot(slot):
+                    self._table.clear(slot)
+                case UnpinBlocks(blocks):
+                    pool = self._bound_pool()
+                    # As vLLM frees a request: the last block is the first to be reused.
+                    pool.free_blocks([pool.blocks[block] for block in reversed(blocks)])
+
+    def _bound_pool(self) -> BlockPool:
+        if self._pool is None:
+            raise InvariantError("vLLM has not bound its block pool to the connector")
+        return self._pool

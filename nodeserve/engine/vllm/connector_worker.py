@@ -1,0 +1,151 @@
+"""The connector's half beside the model: shares this rank's KV pool, and loads from peers'."""
+
+import logging
+import queue
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from vllm.v1.kv_cache_interface import KVCacheConfig
+
+from nodeserve.clock import Clock
+from nodeserve.engine.vllm.connector_messages import Load, LoadReport, PoolHandshake
+from nodeserve.engine.vllm.handoff import PoolDescription
+from nodeserve.engine.vllm.kv_memory import HostKvMemory, require_one_group
+from nodeserve.engine.vllm.loader import KvLoader
+from nodeserve.errors import PeerError
+from nodeserve.kv import layout
+
+ENDED_PEERS_EVERY_S: Final = 5.0
+"""How often pools of ended peers are looked for, while any pool is mapped."""
+
+STOP_DEADLINE_S: Final = 5.0
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    load: Load
+    num_bytes: int
+    load_ms: float
+    failed: bool
+
+
+class WorkerSide:
+    """Loads, by a thread of its own when the request can wait and at once when it cannot.
+
+    The queue of loads is bounded by the scheduler: every waiting load holds KV blocks.
+    """
+
+    def __init__(self, config: KVCacheConfig, *, rank: int, num_ranks: int, clock: Clock) -> None:
+        """Prepare to share the pool of ``config``; vLLM allocates it later.
+
+        Raises:
+            ConfigError: The model's KV cannot be handed over.
+        """
+        require_one_group(config)
+        self._config = config
+        self._rank = rank
+        self._num_ranks = num_ranks
+        self._clock = clock
+        self.memory = HostKvMemory(config.kv_cache_tensors[0].size)
+        self._description: PoolDescription | None = None
+        self._loader: KvLoader | None = None
+        self._lock = threading.Lock()  # the loader's
+        self._jobs: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
+        self._bad_blocks: set[int] = set()
+        self._report = LoadReport()
+        self._thread: threading.Thread | None = None
+
+    def register(self, views: dict[str, torch.Tensor]) -> None:
+        """Take vLLM's tensors per layer, and be ready to load."""
+        self._description = self.memory.describe(self._config, views)
+        self._loader = KvLoader(
+            layout.from_plain(self._description.geometry),
+            self.memory.importers(),
+            rank=self._rank,
+            num_ranks=self._num_ranks,
+        )
+        self._thread = threading.Thread(
+            target=self._copy_parked, args=(self._loader,), name="kv-loads", daemon=True
+        )
+        self._thread.start()
+
+    def handshake(self) -> PoolHandshake | None:
+        """Return where our pool lies; None before it was allocated."""
+        return None if self._description is None else PoolHandshake(self._description)
+
+    def start(self, loads: Iterable[Load]) -> None:
+        """Begin parked loads; carry out the others before returning."""
+        for load in loads:
+            if load.parked:
+                self._jobs.put(load)
+            else:
+                self._done.put(self._copy(self._loader, load))
+
+    def take_finished(self) -> tuple[set[str], set[str]]:
+        """Return the requests whose parked loads are over, and those among them that failed."""
+        finished, failed = set(), set()
+        while not self._done.empty():
+            outcome = self._done.get()
+            self._report.num_bytes += outcome.num_bytes
+            self._report.load_ms += outcome.load_ms if self._rank == 0 else 0.0
+            if outcome.load.parked:
+                finished.add(outcome.load.request_id)
+                if outcome.failed:
+                    failed.add(outcome.load.request_id)
+            elif outcome.failed:
+                self._report.unparked_failures += 1
+                self._bad_blocks.update(outcome.load.blocks)
+        return finished, failed
+
+    def take_bad_blocks(self) -> set[int]:
+        """Return the blocks of failed loads that this step's forward has read as if good."""
+        bad, self._bad_blocks = self._bad_blocks, set()
+        return bad
+
+    def take_report(self) -> LoadReport | None:
+        """Return what was loaded since the last call; None for nothing."""
+        if self._report == LoadReport():
+            return None
+        report, self._report = self._report, LoadReport()
+        return report
+
+    def close(self) -> None:
+        """Stop loading and let go of peers' pools."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join(STOP_DEADLINE_S)
+
+    def _copy_parked(self, loader: KvLoader) -> None:
+        while True:
+            try:
+                load = self._jobs.get(timeout=ENDED_PEERS_EVERY_S if loader.num_peers else None)
+            except queue.Empty:
+                with self._lock:
+                    loader.drop_ended()
+                continue
+            if load is None:
+                with self._lock:
+                    loader.close()
+                return
+            self._done.put(self._copy(loader, load))
+
+    def _copy(self, loader: KvLoader, load: Load) -> _Outcome:
+        start_s, num_bytes, failed = self._clock.now_s(), 0, False
+        try:
+            with self._lock:
+                num_bytes = loader.load(load.handoff, load.first, load.blocks)
+        except PeerError as error:
+            failed = True
+            _logger.warning("kv_load_failed request=%s cause=%s", load.request_id, error)
+        except Exception:
+            # Whatever happened, the load must be reported: its blocks are held until then.
+            failed = True
+            _logger.exception("kv_load_failed request=%s", load.request_id)
+        load_ms = (self._clock.now_s() - start_s) * 1e3
+        return _Outcome(load, num_bytes, load_ms, failed)

@@ -1,0 +1,92 @@
+"""vLLM's engine core, started without vLLM's handshake and with two utilities of ours."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from vllm.config import VllmConfig
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
+from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.engine.utils import EngineZmqAddresses
+from vllm.v1.executor import Executor
+
+from nodeserve.engine.vllm.connector import NodeserveConnector
+from nodeserve.engine.vllm.connector_scheduler import SchedulerSide
+from nodeserve.errors import InvariantError
+from nodeserve.wire.control import WireFields
+
+
+class NodeEngineCore(EngineCoreProc):
+    """An engine core that connects to given addresses and counts its steps.
+
+    Every method can be called over the wire by its name: the engine's socket lies in a
+    directory that only the node's user can enter.
+    """
+
+    def __init__(self, config: VllmConfig, *, generation: int, inputs: str, outputs: str) -> None:
+        """Load the model, allocate the KV cache, and connect to the dispatcher.
+
+        Args:
+            config: vLLM's.
+            generation: This incarnation's number, its identity on the wire.
+            inputs: Address of the dispatcher's ROUTER.
+            outputs: Address of the dispatcher's PULL.
+        """
+        self.steps = 0
+        self._node_addresses = EngineZmqAddresses(inputs=[inputs], outputs=[outputs])
+        super().__init__(
+            config,
+            local_client=True,
+            handshake_address="",
+            executor_class=Executor.get_class(config),
+            log_stats=True,
+            engine_index=generation,
+        )
+
+    @contextmanager
+    def _perform_handshakes(self, *_: Any) -> Generator[EngineZmqAddresses, None, None]:
+        yield self._node_addresses
+
+    def _process_engine_step(self) -> bool:
+        executed = super()._process_engine_step()
+        self.steps += 1
+        return executed
+
+    @property
+    def handoffs(self) -> SchedulerSide:
+        """The scheduler's half of the KV connector: leases and loads."""
+        connector = self.scheduler.get_kv_connector()
+        if not isinstance(connector, NodeserveConnector):
+            text = f"the engine runs with the KV connector {type(connector).__name__}, not ours"
+            raise InvariantError(text)
+        return connector.scheduler
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not finished."""
+        return self.scheduler.get_num_unfinished_requests()
+
+    def ready_payload(self) -> bytes:
+        """Return the ready message that this engine has sent to the dispatcher."""
+        return msgspec.msgpack.encode(self._make_ready_response())
+
+    # ------------------------------------------------------------ utilities
+
+    def nodeserve_release(self, lease_ids: list) -> None:
+        """End leases on this engine's KV blocks; called over the wire."""
+        self.handoffs.release(lease_ids)
+
+    def nodeserve_kv_stats(self) -> dict:
+        """Return what was leased and loaded; called over the wire."""
+        return self.handoffs.stats()
+
+
+def wire_fields(vllm_version: str) -> WireFields:
+    """Return the names, in wire order, of what this vLLM's engines receive and send."""
+    return WireFields(
+        request=EngineCoreRequest.__struct_fields__,
+        outputs=EngineCoreOutputs.__struct_fields__,
+        output=EngineCoreOutput.__struct_fields__,
+        vllm_version=vllm_version,
+    )

@@ -1,0 +1,136 @@
+"""vLLM as a worker's engine."""
+
+import logging
+import os
+import threading
+
+import torch
+from vllm.config import VllmConfig
+from vllm.v1.engine import EngineCoreRequestType
+from vllm.v1.engine.core import EngineShutdownState
+from vllm.v1.engine.utils import SignalCallback
+
+from nodeserve.engine.base import Progress
+from nodeserve.engine.vllm import args, environment, version
+from nodeserve.engine.vllm.core import NodeEngineCore, wire_fields
+from nodeserve.engine.vllm.environment import Platform
+from nodeserve.engine.vllm.kv_memory import require_transport
+from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError
+from nodeserve.wire.control import WorkerReady
+from nodeserve.wire.spawn import WorkerSpec
+
+_logger = logging.getLogger(__name__)
+
+
+class VllmEngine:
+    """One vLLM engine core, in this process; with tensor parallelism, its ranks are children."""
+
+    def __init__(self, spec: WorkerSpec, progress: Progress) -> None:
+        """Remember what to run; ``progress`` is called while ``start`` works."""
+        self._spec = spec
+        self._progress = progress
+        self._core: NodeEngineCore | None = None
+        self._stopping = threading.Event()
+        self._stop_core = SignalCallback(self._wake_to_stop)
+
+    @property
+    def steps(self) -> int:
+        """Engine steps so far."""
+        return 0 if self._core is None else self._core.steps
+
+    @property
+    def num_requests(self) -> int:
+        """Requests the engine still has work for."""
+        return 0 if self._core is None else self._core.num_requests
+
+    def start(self) -> WorkerReady:
+        """Load the model and connect to the dispatcher.
+
+        Raises:
+            ConfigError: vLLM is another release than the pinned one, an engine argument does not
+                work, or the model's KV cannot be handed over.
+            CapacityError: The device has no room for the model or its KV cache at present.
+        """
+        spec = self._spec
+        platform, release = environment.find_vllm()
+        version.require_pinned(release, version.pinned_release())
+        require_transport(platform.value)
+        os.environ.update(
+            environment.platform_environment(platform) | environment.worker_environment(spec)
+        )
+        if platform is Platform.CPU:
+            # The forkserver loaded OpenMP with one thread; vLLM refuses later changes.
+            torch.set_num_threads(environment.threads_per_rank(spec))
+        self._progress("reading the model's configuration")
+        config = args.vllm_config(spec, platform)
+        self._progress("loading the model")
+        core = self._core = self._load(config)
+        _logger.info("engine_ready worker=%s blocks=%d", spec.name, _num_blocks(config))
+        return WorkerReady(
+            name=spec.name,
+            generation=spec.generation,
+            fields=wire_fields(release),
+            ready=core.ready_payload(),
+            block_size=config.cache_config.block_size,
+            num_gpu_blocks=_num_blocks(config),
+            kv_block_bytes=core.handoffs.block_bytes,
+            max_model_len=config.model_config.max_model_len,
+            kv_events_endpoint=(
+                None if config.kv_events_config is None else config.kv_events_config.endpoint
+            ),
+            features=("handoff",),
+        )
+
+    def run(self) -> None:
+        """Serve until ``stop``.
+
+        Raises:
+            PeerError: The engine died; the dispatcher has been told.
+        """
+        core = self._core
+        if core is None:
+            raise InvariantError(f"worker {self._spec.name}: run before start")
+        if self._stopping.is_set():
+            core.shutdown_state = EngineShutdownState.REQUESTED
+        try:
+            core.run_busy_loop()
+        except SystemExit:
+            _logger.info("engine_stopped worker=%s steps=%d", self._spec.name, core.steps)
+        except Exception as error:
+            core._send_engine_dead()  # noqa: SLF001 - as vLLM's own run_engine_core does
+            text = f"worker {self._spec.name}: its engine died: {error}; see its log"
+            raise PeerError(text) from error
+        finally:
+            core.shutdown()
+
+    def stop(self) -> None:
+        """Make ``run`` abort what runs and return. Any thread; also from a signal handler."""
+        self._stopping.set()
+        # The engine may sleep in its queue, whose lock the interrupted thread may hold:
+        # a thread of its own wakes it.
+        self._stop_core.trigger()
+
+    def _wake_to_stop(self) -> None:
+        if (core := self._core) is not None:
+            core.shutdown_state = EngineShutdownState.REQUESTED
+            core.input_queue.put_nowait((EngineCoreRequestType.WAKEUP, None))
+
+    def _load(self, config: VllmConfig) -> NodeEngineCore:
+        spec = self._spec
+        try:
+            return NodeEngineCore(
+                config,
+                generation=spec.generation,
+                inputs=spec.input_address,
+                outputs=spec.output_address,
+            )
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            text = f"worker {spec.name}: no room to load: {error}; free the device or try later"
+            raise CapacityError(text) from error
+        except ValueError as error:
+            text = f"worker {spec.name}: vLLM cannot load with this configuration: {error}"
+            raise ConfigError(text) from error
+
+
+def _num_blocks(config: VllmConfig) -> int:
+    return config.cache_config.num_gpu_blocks or 0

@@ -1,0 +1,56 @@
+"""A vLLM engine in a process of its own: it says what it is, and stops when told to."""
+
+import msgspec
+import pytest
+
+from nodeserve.wire.spawn import KvSpec
+from tests.engine.vllm.conftest import ASYNC, SYNC
+from tests.support.vllm_node import EngineRefusedError
+
+pytestmark = pytest.mark.vllm
+
+STOPPED, REFUSED, WINDOWED = 31, 32, 33
+
+
+def test_a_ready_engine_says_what_the_dispatcher_needs(node) -> None:
+    ready = node.ready[ASYNC]
+    payload = msgspec.msgpack.decode(ready.ready)
+    assert payload["max_model_len"] == ready.max_model_len == 2048
+    assert payload["num_gpu_blocks"] == ready.num_gpu_blocks == 512
+    assert ready.block_size == 32
+    # 4 layers, key and value, 32 tokens, 2 heads of 64, float32.
+    assert ready.kv_block_bytes == 4 * 2 * 32 * 2 * 64 * 4
+    assert ready.kv_events_endpoint == f"ipc://{node.folder}/kv-{ASYNC}"
+    assert "handoff" in ready.features
+
+
+def test_generations_differ_on_the_wire_only_in_their_identity(node) -> None:
+    assert node.ready[ASYNC].fields == node.ready[SYNC].fields
+    assert node.ready[ASYNC].fields.vllm_version == "0.32.0"
+
+
+def test_sigterm_ends_a_busy_engine_with_status_0(node) -> None:
+    node.start(node.spec(STOPPED, KvSpec(), {}))
+    node.wait_ready(STOPPED)
+    leg = node.add(STOPPED, list(range(5, 100)), 1900)
+    node.started(leg)
+    process = node.processes[STOPPED]
+    process.terminate()
+    process.join(15)
+    assert process.exitcode == 0
+
+
+def test_an_engine_that_refuses_its_settings_exits_as_a_config_error(node) -> None:
+    node.start(node.spec(REFUSED, KvSpec(), {"pipeline_parallel_size": 2}))
+    with pytest.raises(EngineRefusedError, match=r"ConfigError: engine\.args\.pipeline"):
+        node.wait_ready(REFUSED)
+    node.processes[REFUSED].join(15)
+    assert node.processes[REFUSED].exitcode == 78
+
+
+def test_a_model_with_sliding_windows_is_refused_by_name(node) -> None:
+    kinds = ["full_attention", "sliding_attention"] * 2
+    overrides = {"layer_types": kinds, "sliding_window": 64}
+    node.start(node.spec(WINDOWED, KvSpec(), {"hf_overrides": overrides}))
+    with pytest.raises(EngineRefusedError, match=r"ConfigError.*2 KV cache groups"):
+        node.wait_ready(WINDOWED)

@@ -1,0 +1,72 @@
+"""What a test's engine process runs: a worker without its supervisor."""
+
+import dataclasses
+import functools
+import os
+import pickle
+import signal
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import msgspec
+
+from nodeserve.engine.vllm import args
+from nodeserve.engine.vllm.connector_messages import LoadReport
+from nodeserve.engine.vllm.engine import VllmEngine
+from nodeserve.engine.vllm.environment import Platform
+from nodeserve.errors import NodeserveError
+from nodeserve.wire import control
+from nodeserve.wire.spawn import WorkerSpec
+from tests.support import tiny_model
+
+
+def make_model(folder: str) -> None:
+    tiny_model.make(folder)
+
+
+def configure(specs: list[WorkerSpec], pipe: Connection) -> None:
+    """Answer with what vLLM's configuration of each spec comes to: facts, or a refusal."""
+    pipe.send([_configured(spec) for spec in specs])
+
+
+def sum_reports(reports: list[tuple[int, float, int]], pipe: Connection) -> None:
+    """Answer with what the scheduler is told when each rank reports one of ``reports``."""
+    ranks = [pickle.loads(pickle.dumps(LoadReport(*report))) for report in reports]
+    pipe.send(dataclasses.astuple(functools.reduce(LoadReport.aggregate, ranks)))
+
+
+def _configured(spec: WorkerSpec) -> object:
+    try:
+        config = args.vllm_config(spec, Platform.CPU)
+    except NodeserveError as error:
+        return type(error).__name__, str(error)
+    transfer = config.kv_transfer_config
+    return {
+        "connector": transfer.kv_connector,
+        "role": transfer.kv_role,
+        "policy": transfer.kv_load_failure_policy,
+        "extra": transfer.kv_connector_extra_config,
+        "events": config.kv_events_config.endpoint,
+        "executor": config.parallel_config.distributed_executor_backend,
+        "grammar": config.structured_outputs_config.backend,
+        "prefix_caching": config.cache_config.enable_prefix_caching,
+        "block_size": config.cache_config.block_size,
+        "eager": config.model_config.enforce_eager,
+    }
+
+
+def run_engine(spec_bytes: bytes, pipe: Connection) -> None:
+    """Start the spec's engine, answer with its WorkerReady or an error, and run it to SIGTERM."""
+    spec = msgspec.msgpack.decode(spec_bytes, type=WorkerSpec)
+    log = os.open(Path(spec.runtime_dir) / f"{spec.name}.log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    engine = VllmEngine(spec, lambda _: None)
+    signal.signal(signal.SIGTERM, lambda *_: engine.stop())
+    try:
+        pipe.send_bytes(control.encode(engine.start()))
+    except NodeserveError as error:
+        pipe.send_bytes(f"{type(error).__name__}: {error}".encode())
+        sys.exit(error.exit_code)
+    engine.run()

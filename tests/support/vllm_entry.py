@@ -1,0 +1,35 @@
+"""Entry points of engine processes, light enough to be named by a test."""
+
+import importlib
+import sys
+from multiprocessing.connection import Connection
+from typing import Any
+
+from nodeserve.engine.vllm import preload
+from nodeserve.wire.spawn import WorkerSpec
+
+
+def run_engine(spec_bytes: bytes, pipe: Connection) -> None:
+    _child().run_engine(spec_bytes, pipe)
+
+
+def missing_modules(pipe: Connection) -> None:
+    """Answer with what should be preloaded and is not."""
+    pipe.send([name for name in preload.modules() if name not in sys.modules])
+
+
+def configure(specs: list[WorkerSpec], pipe: Connection) -> None:
+    _child().configure(specs, pipe)
+
+
+def sum_reports(reports: list[tuple[int, float, int]], pipe: Connection) -> None:
+    _child().sum_reports(reports, pipe)
+
+
+def make_model(folder: str) -> None:
+    _child().make_model(folder)
+
+
+def _child() -> Any:
+    # Imports vLLM: only in the forkserver's children, never in the test's own process.
+    return importlib.import_module("tests.support.vllm_child")
