@@ -1,0 +1,117 @@
+"""vLLM's messages from an EngineCore, read and patched by field name without importing vLLM."""
+
+from typing import Any, Final
+
+import msgspec
+
+from nodeserve.ids import LeaseId
+from nodeserve.wire.codec import decode_any, decoded, refuse
+from nodeserve.wire.control import WireFields
+
+ENGINE_DEAD: Final = b"ENGINE_CORE_DEAD"
+
+STOP, LENGTH, ABORTED, ERROR = range(4)
+FINISH_NAMES: Final = ("stop", "length", "abort", "error", "repetition")
+"""Source: vllm/v1/engine/__init__.py, FinishReason."""
+
+
+class Handoff(msgspec.Struct, frozen=True):
+    """What lets a decode leg read a prefill leg's KV; ``params`` go on as they came."""
+
+    engine: int
+    lease_id: LeaseId
+    num_tokens: int
+    num_bytes: int
+    params: dict[str, Any]
+
+
+class OutputCodec:
+    """Reads and writes EngineCoreOutputs, for one vLLM version.
+
+    Messages and outputs stay plain lists, patched in place at the positions given here. An
+    output may be shorter than the struct: what is past its end has the default value.
+    """
+
+    def __init__(self, fields: WireFields) -> None:
+        """Build the index map; raises ValueError when the version lacks a needed field."""
+        message = {name: index for index, name in enumerate(fields.outputs)}
+        output = {name: index for index, name in enumerate(fields.output)}
+        try:
+            self.engine_index: Final = message["engine_index"]
+            self.outputs: Final = message["outputs"]
+            self.scheduler_stats: Final = message["scheduler_stats"]
+            self.timestamp: Final = message["timestamp"]
+            self.utility_output: Final = message["utility_output"]
+            self.finished_requests: Final = message["finished_requests"]
+            self.request_id: Final = output["request_id"]
+            self.new_token_ids: Final = output["new_token_ids"]
+            self.finish_reason: Final = output["finish_reason"]
+            self.events: Final = output["events"]
+            self.kv_transfer_params: Final = output["kv_transfer_params"]
+            self.prefill_stats: Final = output["prefill_stats"]
+        except KeyError as error:
+            text = f"vLLM {fields.vllm_version} outputs lack {error}; not supported"
+            raise ValueError(text) from error
+
+    def decode(self, frame: bytes) -> list[Any]:
+        """Return one step's message: a list that holds at least engine index and outputs."""
+        message = decoded(decode_any, "EngineCoreOutputs", frame)
+        if type(message) is not list or len(message) <= self.outputs:
+            refuse("EngineCoreOutputs", frame, "it is not such an array")
+        index = message[self.engine_index]
+        if type(index) is not int or type(message[self.outputs]) is not list:
+            refuse("EngineCoreOutputs", frame, "its engine index or outputs have another type")
+        return message
+
+    @staticmethod
+    def field(row: list[Any], index: int) -> Any:
+        """Return a field, None where the array ends before it."""
+        return row[index] if index < len(row) else None
+
+    @staticmethod
+    def put(row: list[Any], index: int, value: object) -> None:
+        """Set a field, making the array as long as needed; only over fields that may be nil."""
+        row.extend([None] * (index + 1 - len(row)))
+        row[index] = value
+
+    def handoff(self, output: list[Any]) -> Handoff | None:
+        """Return the handoff that a finished prefill leg offers; None when it offers none.
+
+        Raises:
+            ValueError: It offers something that is not a handoff.
+        """
+        params = self.field(output, self.kv_transfer_params)
+        if params is None:
+            return None
+        try:
+            return msgspec.convert({**params, "params": params}, Handoff)
+        except (msgspec.ValidationError, TypeError) as error:
+            text = f"kv_transfer_params {params!r:.200} are not a handoff: {error}"
+            raise ValueError(text) from error
+
+    def finish(self, wire_id: str, reason: int) -> list[Any]:
+        """Return an output that ends a request and carries no token."""
+        output: list[Any] = []
+        self.put(output, self.finish_reason, reason)
+        output[self.request_id] = wire_id
+        output[self.new_token_ids] = []
+        return output
+
+    def message(self, outputs: list[Any], stats: object, timestamp: float) -> list[Any]:
+        """Return a message of engine 0."""
+        message: list[Any] = []
+        self.put(message, max(self.timestamp, self.scheduler_stats), None)
+        message[self.engine_index] = 0
+        message[self.outputs] = outputs
+        message[self.scheduler_stats] = stats
+        message[self.timestamp] = timestamp
+        return message
+
+    def utility_answer(
+        self, call_id: int, failure: str | None, result: object, timestamp: float
+    ) -> list[Any]:
+        """Return a message that answers a UTILITY; ``result`` counts when nothing failed."""
+        message = self.message([], None, timestamp)
+        value = None if failure is not None else [None, result]
+        self.put(message, self.utility_output, [call_id, failure, value])
+        return message
