@@ -1,0 +1,88 @@
+"""vLLM's Python API server on a socket and an engine that are given to it."""
+
+import os
+import signal
+import socket
+from argparse import Namespace
+
+import uvloop
+from vllm import envs
+from vllm.entrypoints.launchers.api_server.entry import run_server_worker
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.launchers.launcher import validate_api_server_args
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.system_utils import set_ulimit
+from vllm.v1.engine import core_client
+
+from nodeserve.errors import ConfigError
+from nodeserve.wire.spawn import PythonGatewaySpec
+
+MIN_PLUGIN_PATH = 4  # vLLM's own test: a shorter one stands for none
+
+
+class _Terminated(BaseException):
+    """SIGTERM came before the server had its own handler."""
+
+
+class _Parser(FlexibleArgumentParser):
+    """vLLM's parser, which otherwise ends the process with status 2 and a page of usage."""
+
+    def error(self, message: str) -> None:
+        raise ConfigError(f"gateway python: vLLM refuses its arguments: {message}; change them")
+
+
+def parse(spec: PythonGatewaySpec) -> Namespace:
+    """Return the API server's arguments, checked as vLLM checks them.
+
+    Raises:
+        ConfigError: vLLM does not know an argument or refuses its value.
+    """
+    words = ["--model", spec.engine.model, *spec.args, "--enforce-eager"]
+    args = make_arg_parser(_Parser()).parse_args(words)
+    args.api_key = [key for key in os.environ.get("VLLM_API_KEY", "").split("\n") if key] or None
+    try:
+        _load_plugins(args)
+        validate_parsed_serve_args(args)
+        validate_api_server_args(args)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"listener {spec.name}: {error}; change its arguments") from error
+    return args
+
+
+def serve(spec: PythonGatewaySpec, sock: socket.socket) -> None:
+    """Serve HTTP on ``sock`` for the engine behind the spec's two addresses, until SIGTERM.
+
+    Waits for the engine's ready message first, without a limit of its own. The process's
+    environment must hold what ``nodeserve.gateway.launch`` asks for.
+
+    Raises:
+        ConfigError: vLLM refuses the arguments or the model's configuration.
+    """
+    signal.signal(signal.SIGTERM, _leave)
+    # A fork server imported this constant long before our environment said otherwise.
+    core_client.VLLM_ENGINE_READY_TIMEOUT_S = envs.VLLM_ENGINE_READY_TIMEOUT_S
+    args = parse(spec)
+    set_ulimit()
+    client = {
+        "input_address": spec.input_address,
+        "output_address": spec.output_address,
+        "client_count": 1,
+        "client_index": 0,
+    }
+    try:
+        uvloop.run(run_server_worker(spec.listen_address, sock, args, client_config=client))
+    except _Terminated:
+        return
+
+
+def _load_plugins(args: Namespace) -> None:
+    if len(args.tool_parser_plugin or "") >= MIN_PLUGIN_PATH:
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if len(args.reasoning_parser_plugin or "") >= MIN_PLUGIN_PATH:
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+
+
+def _leave(*_: object) -> None:
+    raise _Terminated
