@@ -28,12 +28,15 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         gpu_problem: Why GPUs could not be listed though there is a driver; None when all is
             well, which with no GPUs means that the machine has none.
         driver_version: The NVIDIA driver's; None without one.
+        peer_gaps: Pairs of GPUs that cannot read each other's memory; None where the driver
+            does not say.
     """
 
     gpus: tuple[Gpu, ...] = ()
     cpus: tuple[Cpu, ...] = ()
     gpu_problem: str | None = None
     driver_version: str | None = None
+    peer_gaps: tuple[tuple[int, int], ...] | None = None
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 Run as ``python -m nodeserve.device.nvml_child`` by nodeserve.device.topology.
 """
 
+import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ import pynvml
 
 from nodeserve.config.facts import Gpu
 from nodeserve.device.topology import GpuReport
+
+_P2P_READ: Final = 0
+"""NVML_P2P_CAPS_INDEX_READ of nvml.h; a stray comma makes a tuple of it in nvidia-ml-py 13."""
 
 _SYS_PCI: Final = Path("/sys/bus/pci/devices")
 
@@ -31,6 +35,10 @@ class Nvml(Protocol):
 
     def gpu(self, index: int) -> Mapping[str, str | int]:
         """Return ``uuid``, ``name``, ``memory_bytes`` and ``pci`` of one GPU."""
+        ...
+
+    def reads_peer(self, index: int, peer: int) -> bool:
+        """Return whether one GPU can read another's memory directly."""
         ...
 
 
@@ -72,6 +80,12 @@ class NvmlLibrary:
             "pci": str(self._nvml.nvmlDeviceGetPciInfo(handle).busId),
         }
 
+    def reads_peer(self, index: int, peer: int) -> bool:
+        """Ask for one direction of one pair."""
+        handles = [self._nvml.nvmlDeviceGetHandleByIndex(at) for at in (index, peer)]
+        status = self._nvml.nvmlDeviceGetP2PStatus(*handles, _P2P_READ)
+        return bool(status == self._nvml.NVML_P2P_STATUS_OK)
+
 
 def report(nvml: Nvml, sys_pci: Path = _SYS_PCI) -> GpuReport:
     """Return what NVML says; no driver is an empty report, a broken one a problem."""
@@ -96,7 +110,16 @@ def report(nvml: Nvml, sys_pci: Path = _SYS_PCI) -> GpuReport:
             )
     except Exception as error:  # noqa: BLE001  (as above)
         return GpuReport(driver_version=driver, problem=f"GPU {len(gpus)} does not answer: {error}")
-    return GpuReport(gpus=tuple(gpus), driver_version=driver)
+    return GpuReport(gpus=tuple(gpus), driver_version=driver, peer_gaps=_peer_gaps(nvml, len(gpus)))
+
+
+def _peer_gaps(nvml: Nvml, num_gpus: int) -> tuple[tuple[int, int], ...] | None:
+    """Return the pairs without direct access; None where the driver can't say."""
+    pairs = itertools.combinations(range(num_gpus), 2)
+    try:
+        return tuple((a, b) for a, b in pairs if not nvml.reads_peer(a, b))
+    except Exception:  # noqa: BLE001  (old drivers and virtual GPUs lack this call)
+        return None
 
 
 def _numa_node(sys_pci: Path, pci: str) -> int | None:

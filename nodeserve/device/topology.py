@@ -27,6 +27,7 @@ class GpuReport(msgspec.Struct, frozen=True, kw_only=True):
 
     gpus: tuple[Gpu, ...] = ()
     driver_version: str | None = None
+    peer_gaps: tuple[tuple[int, int], ...] | None = None
     problem: str | None = None
 
 
@@ -44,6 +45,7 @@ def read_topology(
         cpus=read_cpus(sys_root, allowed_cpus()),
         gpu_problem=report.problem,
         driver_version=report.driver_version,
+        peer_gaps=report.peer_gaps,
     )
 
 

@@ -14,6 +14,7 @@ class FakeNvml:
         self.count = num_gpus
         self.broken = broken
         self.opens = opens
+        self.apart: set[int] | None = set()
 
     def open(self) -> str:
         if not self.opens:
@@ -32,6 +33,20 @@ class FakeNvml:
             "memory_bytes": 80 << 30,
             "pci": f"00000000:{index:02X}:00.0",
         }
+
+    def reads_peer(self, index: int, peer: int) -> bool:
+        if self.apart is None:
+            raise RuntimeError("not supported")
+        return not {index, peer} & self.apart
+
+
+def test_pairs_without_direct_access_are_listed_where_the_driver_says(tmp_path):
+    nvml = FakeNvml(3)
+    assert report(nvml, tmp_path).peer_gaps == ()
+    nvml.apart = {1}
+    assert report(nvml, tmp_path).peer_gaps == ((0, 1), (1, 2))
+    nvml.apart = None
+    assert report(nvml, tmp_path).peer_gaps is None
 
 
 def test_gpus_are_listed_with_their_numa_nodes(tmp_path):

@@ -1,0 +1,112 @@
+"""``nodeserve chat``: talk to the node's model in the terminal."""
+
+import sys
+
+import click
+import openai
+from openai.types.chat import ChatCompletionMessageParam
+
+from nodeserve.cli.answers import client_of, errors_of, first_model, show_footer
+from nodeserve.cli.connection import Node, find_node, node_options
+from nodeserve.errors import PeerError
+
+
+@click.command("chat")
+@click.argument("message", required=False)
+@click.option("--system", metavar="TEXT", help="A system message before the first turn.")
+@click.option("--max-tokens", type=int, metavar="N", help="Length of an answer at most.")
+@click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token.")
+@click.option("--api-key-file", metavar="FILE", help="If the listener asks for a key.")
+@node_options
+def command(
+    message: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    api_key_file: str | None,
+    **place: str | None,
+) -> None:
+    """Send MESSAGE and show the answer as it comes; without MESSAGE, talk turn by turn.
+
+    MESSAGE may be - for standard input. An empty line or Ctrl-D ends the talk.
+    """
+    node = find_node(place["socket"], place["runtime_dir"])
+    with errors_of(node):
+        client = client_of(node, api_key_file)
+        talk = Talk(node, client, first_model(client))
+        talk.limits(max_tokens, temperature)
+        if system is not None:
+            talk.messages.append({"role": "system", "content": system})
+        if message is not None:
+            talk.turn(sys.stdin.read() if message == "-" else message)
+            return
+        click.secho(
+            f"{talk.model} at {node.socket}; an empty line ends the talk", dim=True, err=True
+        )
+        while said := _ask_user():
+            try:
+                talk.turn(said)
+            except KeyboardInterrupt:
+                click.echo()
+
+
+class Talk:
+    """The turns so far, and how the next answer is asked for."""
+
+    def __init__(self, node: Node, client: openai.OpenAI, model: str) -> None:
+        self.node = node
+        self.client = client
+        self.model = model
+        self.messages: list[ChatCompletionMessageParam] = []
+        self._max_tokens: int | openai.Omit = openai.omit
+        self._temperature: float | openai.Omit = openai.omit
+
+    def limits(self, max_tokens: int | None, temperature: float | None) -> None:
+        """Set what is not None for all answers to come."""
+        self._max_tokens = openai.omit if max_tokens is None else max_tokens
+        self._temperature = openai.omit if temperature is None else temperature
+
+    def turn(self, said: str) -> None:
+        """Send one message, print the answer as it comes, and keep both.
+
+        An answer that is interrupted leaves no trace in the talk.
+
+        Raises:
+            PeerError: The stream ended without an answer.
+        """
+        self.messages.append({"role": "user", "content": said})
+        answered: list[str] = []
+        answer_id = ""
+        try:
+            with self.client.chat.completions.create(
+                model=self.model,
+                messages=self.messages,
+                stream=True,
+                max_tokens=self._max_tokens,
+                temperature=self._temperature,
+            ) as stream:
+                for chunk in stream:
+                    answer_id = chunk.id
+                    text = chunk.choices[0].delta.content if chunk.choices else None
+                    if text:
+                        answered.append(text)
+                        click.echo(text, nl=False)
+        except BaseException:
+            self.messages.pop()
+            raise
+        if not answer_id:
+            raise PeerError(f"nodeserve at {self.node.socket}: the stream held no answer")
+        click.echo()
+        self.messages.append({"role": "assistant", "content": "".join(answered)})
+        show_footer(self.node, answer_id)
+
+
+def _ask_user() -> str:
+    try:
+        said: str = click.prompt(
+            click.style(">", bold=True), default="", prompt_suffix=" ", show_default=False
+        )
+    except click.Abort:
+        click.echo()
+        return ""
+    return said

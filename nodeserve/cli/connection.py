@@ -1,0 +1,102 @@
+"""How a command finds the daemon and asks it something."""
+
+import os
+import secrets
+import socket as sockets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import click
+import msgspec
+
+from nodeserve.bus.channel import BlockingControlClient
+from nodeserve.bus.endpoints import ipc_address
+from nodeserve.config import paths
+from nodeserve.errors import PeerError
+from nodeserve.wire import control
+
+STATUS_DEADLINE_S: Final = 5.0
+_CONNECT_DEADLINE_S: Final = 2.0
+_IDENTITY_BYTES: Final = 8
+
+F = TypeVar("F", bound=Callable[..., object])
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a node is: its socket for clients and its directory for commands."""
+
+    socket: Path
+    runtime_dir: Path
+
+
+def find_node(socket: str | None, runtime_dir: str | None) -> Node:
+    """Return the node that the options name, else the one that `nodeserve serve` makes."""
+    found = Path(socket).expanduser() if socket else paths.default_socket(os.environ, os.getuid())
+    found = found.absolute()
+    inside = Path(runtime_dir).expanduser().absolute() if runtime_dir else paths.internals_of(found)
+    return Node(socket=found, runtime_dir=inside)
+
+
+def node_options(function: F) -> F:
+    """Add ``--socket`` and ``--runtime-dir`` to a command."""
+    socket = click.option(
+        "--socket", metavar="PATH", help="The node's Unix socket. Default: where `serve` puts it."
+    )
+    runtime_dir = click.option(
+        "--runtime-dir",
+        metavar="DIR",
+        help="The node's runtime directory, if its configuration sets one.",
+    )
+    return socket(runtime_dir(function))
+
+
+def ask(
+    node: Node, message: control.Message, answer: type[R], *, within_s: float = STATUS_DEADLINE_S
+) -> R:
+    """Send ``message`` to the daemon and return its answer.
+
+    Raises:
+        PeerError: No daemon is there, it does not answer within ``within_s``, or it answers
+            with an error or something else than ``answer``.
+    """
+    path = paths.control_socket(node.runtime_dir)
+    _check_alive(path, node)
+    identity = b"c" + secrets.token_bytes(_IDENTITY_BYTES)
+    client = BlockingControlClient(ipc_address(path), identity)
+    try:
+        reply = client.request(message, within_s)
+    finally:
+        client.close()
+    if isinstance(reply, control.CommandReply) and reply.error is not None:
+        raise PeerError(reply.error)
+    if not isinstance(reply, answer):
+        kind = type(reply).__name__
+        raise PeerError(
+            f"nodeserve at {node.socket} answered with a {kind}; is it another release?"
+        )
+    return reply
+
+
+def nobody_answers(node: Node) -> PeerError:
+    """Return the error for a node that does not run."""
+    return PeerError(
+        f"no nodeserve answers at {node.socket}; start one with `nodeserve serve MODEL`, "
+        "or name its socket with --socket"
+    )
+
+
+def _check_alive(path: Path, node: Node) -> None:
+    """Fail at once where nobody listens: ZeroMQ would wait for somebody to come."""
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        probe.settimeout(_CONNECT_DEADLINE_S)
+        try:
+            probe.connect(str(path))
+        except PermissionError:
+            raise PeerError(
+                f"nodeserve at {node.socket} takes commands from its own user only; "
+                "run this as that user"
+            ) from None
+        except OSError:
+            raise nobody_answers(node) from None

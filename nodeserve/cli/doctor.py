@@ -1,0 +1,75 @@
+"""``nodeserve doctor``: say what this machine has and lacks."""
+
+import os
+import resource
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from nodeserve.cli import checks
+from nodeserve.cli.checks import Check, Verdict
+from nodeserve.config import paths, release
+from nodeserve.device.topology import read_topology
+
+_COLOURS: Final[Mapping[Verdict, str]] = {
+    Verdict.OK: "green",
+    Verdict.WARN: "yellow",
+    Verdict.FAIL: "red",
+}
+
+
+@click.command("doctor")
+@click.argument("model", required=False)
+@click.option("--socket", metavar="PATH", help="Where the node would listen.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def command(ctx: click.Context, model: str | None, socket: str | None, as_json: bool) -> None:  # noqa: FBT001
+    """Check what this machine has and lacks, and MODEL where it is given.
+
+    Each line is ok, warn or fail, with what to do. Exits with 1 if a line is fail.
+    """
+    found = list(examine(model, socket))
+    failed = any(check.verdict is Verdict.FAIL for check in found)
+    if as_json:
+        report = {"ok": not failed, "checks": [msgspec.structs.asdict(check) for check in found]}
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    else:
+        for line in to_lines(found):
+            click.echo(line)
+    ctx.exit(1 if failed else 0)
+
+
+def examine(model: str | None, socket: str | None) -> Iterator[Check]:
+    """Yield every check of this machine, in the order of the report."""
+    topology = read_topology()
+    place = Path(socket) if socket else paths.default_socket(os.environ, os.getuid())
+    yield from checks.check_versions(
+        sys.version_info[:3],
+        release.installed_vllm_version(),
+        release.pinned_vllm_version(),
+        os.environ,
+    )
+    yield from checks.check_gpus(topology)
+    yield checks.check_cpus(topology)
+    yield checks.check_files(resource.getrlimit(resource.RLIMIT_NOFILE))
+    locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    yield checks.check_locked_memory(locked, has_gpus=bool(topology.gpus))
+    yield checks.check_shared_memory(Path("/dev/shm"))  # noqa: S108  (where Linux has it)
+    yield checks.check_peer_memory()
+    yield from checks.check_socket(place.expanduser().absolute())
+    if model is not None:
+        yield checks.check_model(model, os.environ)
+
+
+def to_lines(found: Sequence[Check]) -> Iterator[str]:
+    """Yield the report for people; advice stands below its line."""
+    width = max(len(check.name) for check in found)
+    for check in found:
+        verdict = click.style(f"{check.verdict:<4}", fg=_COLOURS[check.verdict])
+        yield f"{verdict}  {check.name:<{width}}  {check.found}"
+        if check.advice:
+            yield f"{'':<{width + 8}}→ {check.advice}"

@@ -1,0 +1,30 @@
+"""``nodeserve drain``: let a worker or the whole node finish, then end it."""
+
+import click
+
+from nodeserve.cli.connection import ask, find_node, node_options
+from nodeserve.wire.control import CommandReply, DrainRequest
+
+
+@click.command("drain")
+@click.argument("worker", required=False)
+@click.option("--node", is_flag=True, help="Drain the whole node; the daemon then exits.")
+@click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, metavar="S")
+@node_options
+def command(
+    worker: str | None,
+    node: bool,  # noqa: FBT001  (click passes flags by name)
+    timeout_s: float,
+    socket: str | None,
+    runtime_dir: str | None,
+) -> None:
+    """Finish the requests of WORKER, end it and leave it down; or of the node, with --node.
+
+    Waits up to --timeout seconds until a worker is down. `nodeserve restart WORKER` brings it
+    back.
+    """
+    if (worker is None) == (not node):
+        raise click.UsageError("name one WORKER, or give --node, not both")
+    place = find_node(socket, runtime_dir)
+    reply = ask(place, DrainRequest(worker=worker), CommandReply, within_s=timeout_s)
+    click.echo(reply.detail)

@@ -1,0 +1,48 @@
+"""The line below an answer: where it ran and how fast."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from nodeserve.cli.connection import Node, ask
+from nodeserve.cli.status import size
+from nodeserve.errors import NodeserveError
+from nodeserve.wire.control import RequestTrace, StatusReply, StatusRequest
+
+_TRIES: Final = 5
+_BETWEEN_S: Final = 0.1
+
+
+def find_trace(
+    node: Node, answer_id: str, *, sleep: Callable[[float], None] = time.sleep
+) -> RequestTrace | None:
+    """Return the daemon's trace of an answer; None where the daemon does not know it.
+
+    A trace may come just after its answer's end, so this asks again for half a second. An
+    answer through TCP, or by another user, has no trace that we may see.
+    """
+    for turn in range(_TRIES):
+        if turn:
+            sleep(_BETWEEN_S)
+        try:
+            reply = ask(node, StatusRequest(), StatusReply)
+        except NodeserveError:
+            return None
+        for trace in reply.requests.recent if reply.requests is not None else ():
+            if trace.request_id.startswith(answer_id):
+                return trace
+    return None
+
+
+def describe(trace: RequestTrace) -> str:
+    """Return workers, handoff, time to first token and speed in one line."""
+    workers = [name for name in (trace.prefill_worker, trace.decode_worker) if name is not None]
+    parts = [" → ".join(dict.fromkeys(workers))] if workers else []
+    if trace.handoff_bytes:
+        parts.append(f"handoff {size(trace.handoff_bytes)} in {trace.handoff_ms:.1f} ms")
+    parts.append(f"{trace.prompt_tokens} prompt tokens ({trace.cached_tokens} cached)")
+    parts.append(f"TTFT {trace.ttft_ms:.0f} ms")
+    decode_s = (trace.total_ms - trace.ttft_ms) / 1000
+    if trace.output_tokens > 1 and decode_s > 0:
+        parts.append(f"{(trace.output_tokens - 1) / decode_s:.1f} tokens/s")
+    return " · ".join(parts)

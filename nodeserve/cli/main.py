@@ -1,0 +1,109 @@
+"""The command ``nodeserve``: finds a subcommand and imports only that one."""
+
+import importlib
+from typing import Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from nodeserve.errors import NodeserveError
+
+COMMANDS: Final = {
+    "serve": "Serve a model until stopped.",
+    "status": "Show the node's processes, load and latencies.",
+    "chat": "Talk to the model in this terminal.",
+    "complete": "Let the model continue a text.",
+    "drain": "Finish the requests of a worker or of the node, then end it.",
+    "restart": "Drain a worker and start it anew.",
+    "role": "Change what a worker is used for.",
+    "doctor": "Check what this machine has and lacks.",
+    "completion": "Print the shell completion script.",
+}
+"""Each is ``nodeserve.cli.<name>:command``; the text stands in ``nodeserve --help``."""
+
+EXIT_CODES: Final = """\b
+Exit codes:
+  0   done; a node that was stopped has drained
+  1   a check failed, or requests were cut off when the node stopped
+  2   wrong usage
+  69  a process of the node or the daemon itself died or does not answer
+  70  a bug in nodeserve: please report it
+  75  there is no room at present: try later
+  78  a setting can never work: change it
+"""
+
+
+class LazyGroup(click.Group):
+    """Imports a subcommand when it is used, and turns deliberate errors into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        """Return the names in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import one subcommand."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"nodeserve.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the subcommands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a subcommand's name without importing any."""
+        names = [
+            CompletionItem(name, help=text)
+            for name, text in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run, and show a deliberate error as one message with its own exit code."""
+        try:
+            return super().invoke(ctx)
+        except NodeserveError as error:
+            for line in str(error).splitlines():
+                click.echo(f"nodeserve: {line}", err=True)
+            ctx.exit(error.exit_code)
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
+    if not wanted or ctx.resilient_parsing:
+        return
+    release = importlib.import_module("nodeserve.config.release")
+    installed = release.installed_vllm_version() or "not installed"
+    pinned = release.pinned_vllm_version()
+    click.echo(f"nodeserve {release.nodeserve_version()}")
+    click.echo(f"vLLM {installed} (this release needs {pinned})")
+    ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the versions of nodeserve and vLLM.",
+)
+def cli() -> None:
+    """Serve large language models on all the GPUs of one node, behind one Unix socket."""
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="nodeserve")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""``nodeserve restart``: give a worker a new process."""
+
+import click
+
+from nodeserve.cli.connection import ask, find_node, node_options
+from nodeserve.wire.control import CommandReply, RestartRequest
+
+
+@click.command("restart")
+@click.argument("worker")
+@click.option("--now", is_flag=True, help="Do not wait for its requests; they run again elsewhere.")
+@click.option("--timeout", "timeout_s", type=float, default=1800.0, show_default=True, metavar="S")
+@node_options
+def command(
+    worker: str,
+    now: bool,  # noqa: FBT001  (click passes flags by name)
+    timeout_s: float,
+    socket: str | None,
+    runtime_dir: str | None,
+) -> None:
+    """Drain WORKER, end its process and start the next one; wait until that serves."""
+    message = RestartRequest(worker=worker, immediately=now)
+    reply = ask(find_node(socket, runtime_dir), message, CommandReply, within_s=timeout_s)
+    click.echo(reply.detail)

@@ -1,0 +1,17 @@
+"""``nodeserve role``: change what a worker is used for while it runs."""
+
+import click
+
+from nodeserve.cli.connection import ask, find_node, node_options
+from nodeserve.wire.control import CommandReply, Role, RoleRequest
+
+
+@click.command("role")
+@click.argument("worker")
+@click.argument("role", type=click.Choice([role.value for role in Role]))
+@node_options
+def command(worker: str, role: str, socket: str | None, runtime_dir: str | None) -> None:
+    """Use WORKER for ROLE from now on. Nothing restarts, and requests in flight stay."""
+    message = RoleRequest(worker=worker, role=Role(role))
+    reply = ask(find_node(socket, runtime_dir), message, CommandReply)
+    click.echo(reply.detail)

@@ -1,0 +1,117 @@
+"""``nodeserve serve``: build the configuration and hand it to the supervisor."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from nodeserve.cli.main import EXIT_CODES
+from nodeserve.config import paths, release
+from nodeserve.config.layout import Wish
+from nodeserve.config.load import Flags, Surroundings, load_config
+from nodeserve.config.node import GatewayKind, NodeConfig
+from nodeserve.config.show import to_toml
+from nodeserve.device.topology import read_topology
+from nodeserve.perf_model.roofline import GPUS
+from nodeserve.supervisor.main import run
+
+VLLM_ARGS: Final = "nodeserve.vllm_args"
+
+
+class ServeCommand(click.Command):
+    """Keeps what follows ``--`` for vLLM, whether or not MODEL is given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Split at the first ``--``."""
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[VLLM_ARGS] = tuple(args[at + 1 :])
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Show that vLLM's arguments come last."""
+        return [*super().collect_usage_pieces(ctx), "[-- VLLM ARGS]"]
+
+
+@click.command("serve", cls=ServeCommand, epilog=EXIT_CODES)
+@click.argument("model", required=False)
+@click.option("--config", metavar="FILE", help="A TOML file; flags win over it.")
+@click.option("--prefill", type=int, metavar="N", help="Workers that compute prompts.")
+@click.option("--decode", type=int, metavar="N", help="Workers that generate.")
+@click.option("--aggregated", type=int, metavar="N", help="Workers that do both.")
+@click.option("--tp-prefill", type=int, metavar="K", help="GPUs of one prefill worker.")
+@click.option("--tp-decode", type=int, metavar="K", help="GPUs of one decode worker.")
+@click.option("--socket", metavar="PATH", help="Where clients connect.")
+@click.option("--listen", metavar="HOST:PORT", help="Listen on TCP too.")
+@click.option("--api-key-file", metavar="FILE", help="Keys for --listen, one a line.")
+@click.option(
+    "--gateway",
+    type=click.Choice([kind.value for kind in GatewayKind]),
+    help="vLLM's front end; python by default, rust with --simulate.",
+)
+@click.option(
+    "--served-model-name",
+    multiple=True,
+    metavar="NAME",
+    help="What clients call the model; may be repeated.",
+)
+@click.option("--simulate", metavar="SYSTEM", help="Simulate the GPUs of, say, 8xh100-sxm.")
+@click.option("--speedup", type=float, metavar="X", help="Simulate X times as fast; or inf.")
+@click.option("--check", is_flag=True, help="Print the whole configuration as TOML, and exit.")
+@click.pass_context
+def command(ctx: click.Context, /, **given: object) -> None:
+    """Serve MODEL, a directory in Hugging Face format, until stopped.
+
+    Without counts, half of the GPUs compute prompts and half generate; a machine without GPUs
+    gets one worker of each. As soon as one count is given, the others are 0.
+
+    What follows -- are arguments of `vllm serve`, such as --max-model-len 4096.
+
+    SIGTERM or Ctrl-C finishes the requests in flight, then ends the node. A second one ends
+    it at once.
+    """
+    config = load_config(flags_from(given, ctx.meta.get(VLLM_ARGS, ())), surroundings())
+    if given["check"]:
+        for warning in config.warnings:
+            click.echo(f"nodeserve: {warning}", err=True)
+        click.echo(to_toml(config), nl=False)
+        return
+    ctx.exit(serve(config, run))
+
+
+def flags_from(given: dict[str, object], vllm_args: tuple[str, ...]) -> Flags:
+    """Return click's values as Flags."""
+    wish = msgspec.convert({n: given[n] for n in Wish.__struct_fields__}, Wish)
+    own = {n: given[n] for n in Flags.__struct_fields__ if n in given}
+    return msgspec.convert({**own, "wish": wish, "vllm_args": vllm_args}, Flags)
+
+
+def surroundings() -> Surroundings:
+    """Return this machine, this user and the simulator's GPUs."""
+    return Surroundings(
+        environ=os.environ,
+        uid=os.getuid(),
+        topology=read_topology,
+        simulated_gpus=tuple(GPUS),
+    )
+
+
+def serve(config: NodeConfig, run_node: Callable[[NodeConfig], int]) -> int:
+    """Check what only matters when the node really starts, then run it; return its exit code.
+
+    Raises:
+        ConfigError: vLLM is missing or of another version, or a directory can't be used.
+    """
+    python = any(listener.gateway is GatewayKind.PYTHON for listener in config.listeners)
+    if config.simulate is None or python:
+        release.check_vllm(release.installed_vllm_version(), release.pinned_vllm_version())
+    for listener in config.listeners:
+        if listener.socket is not None:
+            paths.prepare_directory(Path(listener.socket).parent, os.getuid())
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return run_node(config)

@@ -1,0 +1,150 @@
+"""``nodeserve status``: the node's own account of itself, for people or for programs."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import click
+import msgspec
+
+from nodeserve.cli.connection import ask, find_node, node_options
+from nodeserve.wire.control import (
+    DispatcherStatus,
+    ProcessStatus,
+    Quantiles,
+    StatusReply,
+    StatusRequest,
+    WorkerLoad,
+)
+
+_HEADINGS: Final = (
+    "NAME",
+    "KIND",
+    "ROLE",
+    "STATE",
+    "PID",
+    "GEN",
+    "UPTIME",
+    "RESTARTS",
+    "RUN",
+    "WAIT",
+    "KV",
+)
+
+
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; see docs/status.md.")
+@node_options
+def command(as_json: bool, socket: str | None, runtime_dir: str | None) -> None:  # noqa: FBT001
+    """Show the node's processes, load and latencies."""
+    reply = ask(find_node(socket, runtime_dir), StatusRequest(), StatusReply)
+    click.echo(to_json(reply) if as_json else to_text(reply))
+
+
+def to_json(reply: StatusReply) -> str:
+    """Return the status as docs/status.md describes it: every field, also those at defaults."""
+    return msgspec.json.format(msgspec.json.encode(_plain(reply)), indent=2).decode()
+
+
+def _plain(value: object) -> object:
+    """Return structs as maps of all their fields; the tag of a message is left out."""
+    if isinstance(value, msgspec.Struct):
+        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def to_text(reply: StatusReply) -> str:
+    """Return the status as a page for people."""
+    vllm = f"vLLM {reply.vllm_version}" if reply.vllm_version else "no vLLM"
+    lines = [
+        (
+            f"{reply.served_model_name} is {reply.state} at {reply.socket}, "
+            f"up {duration(reply.uptime_s)}"
+        ),
+        f"nodeserve {reply.version}, {vllm}, model {reply.model}",
+        f"listening on {', '.join(reply.listeners)}",
+        "",
+        *table(_HEADINGS, [_row(process) for process in reply.processes]),
+        *(f"{p.name}: {p.detail}" for p in reply.processes if p.detail),
+    ]
+    if reply.requests is not None:
+        lines += ["", *_requests(reply.requests)]
+    return "\n".join(lines)
+
+
+def _row(process: ProcessStatus) -> tuple[str, ...]:
+    load = process.load
+    return (
+        process.name,
+        process.kind.value,
+        process.role.value if process.role is not None else "-",
+        _state(process.state, load),
+        str(process.pid) if process.pid is not None else "-",
+        str(process.generation) if process.generation else "-",
+        duration(process.uptime_s) if process.pid is not None else "-",
+        str(process.restarts),
+        str(load.running) if load else "-",
+        str(load.waiting) if load else "-",
+        f"{load.kv_usage:.0%}" if load else "-",
+    )
+
+
+def _state(state: str, load: WorkerLoad | None) -> str:
+    return f"{state}, draining" if load is not None and load.draining else state
+
+
+def _requests(status: DispatcherStatus) -> list[str]:
+    handoffs = status.handoffs
+    return [
+        (
+            f"requests  {status.running_requests} running, {status.queued_requests} queued, "
+            f"{status.finished_requests} finished, {status.failed_requests} failed, "
+            f"{status.aborted_requests} aborted"
+        ),
+        f"TTFT      {quantiles(status.ttft)}",
+        f"ITL       {quantiles(status.itl)}",
+        (
+            f"handoffs  {handoffs.completed} done, {handoffs.failed} failed, "
+            f"{handoffs.leased} held, {size(handoffs.bytes)}, {quantiles(handoffs.latency)}"
+        ),
+    ]
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows under headings, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (headings, *rows)
+    ]
+
+
+def quantiles(found: Quantiles) -> str:
+    """Write a latency's distribution, or that nothing was seen."""
+    if found.p50_ms is None or found.p99_ms is None:
+        return "nothing seen yet"
+    return f"p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms of {found.count}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span in its two largest units."""
+    whole = int(seconds)
+    for unit, name, lower, lower_name in (
+        (86_400, "d", 3_600, "h"),
+        (3_600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= unit:
+            return f"{whole // unit} {name} {whole % unit // lower} {lower_name}"
+    return f"{whole} s"
+
+
+def size(num_bytes: int) -> str:
+    """Write a size in the largest binary unit that keeps it above 1."""
+    amount = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

@@ -1,0 +1,75 @@
+import pytest
+
+from nodeserve.wire.control import DispatcherStatus, RequestTrace
+from tests.cli.conftest import a_status
+from tests.cli.openai_server import serving
+
+TRACE = RequestTrace(
+    request_id="chatcmpl-1-x",
+    listener="api",
+    prompt_tokens=9,
+    cached_tokens=0,
+    output_tokens=1,
+    finish="stop",
+    decode_worker="decode-0",
+    ttft_ms=5.0,
+)
+
+
+@pytest.fixture
+def asked(daemon):
+    daemon.answers = [a_status(requests=DispatcherStatus(call_id=1, recent=(TRACE,)))]
+    with serving(daemon.socket) as bodies:
+        yield bodies
+
+
+def test_one_message_gets_one_streamed_answer_and_a_footer(asked, daemon, run):
+    words = ("--system", "be brief", "--max-tokens", 9, "--temperature", 0)
+    result = run("chat", "hello there", *words, "--socket", daemon.socket)
+    assert result.exit_code == 0
+    assert result.stdout == "hello;there;\n"
+    assert "decode-0 · 9 prompt tokens (0 cached) · TTFT 5 ms" in result.stderr
+    assert asked == [
+        {
+            "model": "tiny",
+            "messages": [
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": "hello there"},
+            ],
+            "stream": True,
+            "max_tokens": 9,
+            "temperature": 0.0,
+        }
+    ]
+
+
+def test_a_talk_remembers_its_turns_until_an_empty_line(asked, daemon, run):
+    result = run("chat", "--socket", daemon.socket, input="one\ntwo\n\n")
+    assert result.exit_code == 0
+    assert [message["content"] for message in asked[1]["messages"]] == ["one", "one;", "two"]
+
+
+def test_a_message_may_come_from_standard_input(asked, daemon, run):
+    assert run("chat", "-", "--socket", daemon.socket, input="a b").stdout == "a;b;\n"
+
+
+def test_the_end_of_input_ends_the_talk(asked, daemon, run):
+    assert run("chat", "--socket", daemon.socket, input="").exit_code == 0
+
+
+def test_an_error_of_the_node_is_one_line(asked, daemon, run):
+    result = run("chat", "bad", "--socket", daemon.socket)
+    assert result.exit_code == 69
+    assert "answered 400" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_stream_without_an_answer_is_an_error(asked, daemon, run):
+    result = run("chat", "empty", "--socket", daemon.socket)
+    assert (result.exit_code, "held no answer" in result.stderr) == (69, True)
+
+
+def test_no_node_is_said_with_what_to_do(tmp_path, run):
+    result = run("chat", "hello", "--socket", tmp_path / "none.sock")
+    assert result.exit_code == 69
+    assert "start one with `nodeserve serve MODEL`" in result.stderr

@@ -1,0 +1,58 @@
+import os
+import socket as sockets
+from pathlib import Path
+
+import pytest
+
+from nodeserve.cli.connection import ask, find_node
+from nodeserve.config.paths import default_socket
+from nodeserve.errors import PeerError
+from nodeserve.wire import control
+
+
+def test_the_default_node_is_where_serve_puts_it():
+    node = find_node(None, None)
+    assert node.socket == default_socket(os.environ, os.getuid())
+    assert node.runtime_dir == node.socket.with_name("api.sock.d")
+
+
+def test_options_name_another_node(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_node("a.sock", None).runtime_dir == tmp_path / "a.sock.d"
+    assert find_node("a.sock", "inside").runtime_dir == tmp_path / "inside"
+
+
+def test_an_answer_is_returned(daemon):
+    daemon.answers = [control.CommandReply(detail="done")]
+    node = find_node(str(daemon.socket), None)
+    assert ask(node, control.DrainRequest(), control.CommandReply).detail == "done"
+    assert daemon.heard == [control.DrainRequest()]
+
+
+def test_an_error_is_raised_as_the_daemon_says_it(daemon):
+    daemon.answers = [control.CommandReply(error="decode-9: no such worker")]
+    with pytest.raises(PeerError, match=r"^decode-9: no such worker$"):
+        ask(find_node(str(daemon.socket), None), control.StatusRequest(), control.StatusReply)
+
+
+def test_an_answer_of_another_kind_is_an_error(daemon):
+    daemon.answers = [control.CommandReply()]
+    with pytest.raises(PeerError, match="answered with a CommandReply; is it another release"):
+        ask(find_node(str(daemon.socket), None), control.StatusRequest(), control.StatusReply)
+
+
+def test_a_daemon_that_does_not_answer_costs_the_deadline_only(daemon):
+    node = find_node(str(daemon.socket), None)
+    with pytest.raises(PeerError, match=r"no message within 0\.1 s"):
+        ask(node, control.StatusRequest(), control.StatusReply, within_s=0.1)
+
+
+@pytest.mark.parametrize("left", ["nothing", "a dead socket"])
+def test_no_daemon_is_said_at_once_with_what_to_do(tmp_path, left):
+    socket = tmp_path / "api.sock"
+    if left == "a dead socket":
+        Path(f"{socket}.d").mkdir()
+        with sockets.socket(sockets.AF_UNIX) as dead:
+            dead.bind(f"{socket}.d/control.sock")
+    with pytest.raises(PeerError, match=rf"no nodeserve answers at {socket}; start one with"):
+        ask(find_node(str(socket), None), control.StatusRequest(), control.StatusReply)

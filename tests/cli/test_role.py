@@ -1,0 +1,12 @@
+from nodeserve.wire.control import CommandReply, Role, RoleRequest
+
+
+def test_a_worker_changes_its_role(daemon, run):
+    daemon.answers = [CommandReply(detail="decode-0 is now used for prefill")]
+    result = run("role", "decode-0", "prefill", "--socket", daemon.socket)
+    assert result.output == "decode-0 is now used for prefill\n"
+    assert daemon.heard == [RoleRequest(worker="decode-0", role=Role.PREFILL)]
+
+
+def test_an_unknown_role_is_wrong_usage(run):
+    assert run("role", "decode-0", "context").exit_code == 2

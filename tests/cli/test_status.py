@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+from nodeserve.cli.status import duration, quantiles, size, table, to_json, to_text
+from nodeserve.wire.control import Quantiles, StatusRequest
+from tests.cli.conftest import a_status
+
+
+def test_the_json_has_every_field_and_no_tag():
+    shown = json.loads(to_json(a_status()))
+    assert shown["state"] == "ready"
+    assert shown["socket"] == "/run/ns/api.sock"
+    worker, down = shown["processes"]
+    assert worker["load"]["running"] == 5
+    assert {key: down[key] for key in ("name", "kind", "role", "pid", "generation", "state")} == {
+        "name": "prefill-0",
+        "kind": "worker",
+        "role": "prefill",
+        "pid": None,
+        "generation": 0,
+        "state": "failed",
+    }
+    assert shown["requests"]["ttft"] == {"count": 7, "p50_ms": 12.5, "p99_ms": 80.0}
+    assert "type" not in shown
+
+
+def test_the_page_says_what_runs_and_what_does_not(daemon, run):
+    daemon.answers = [a_status()]
+    result = run("status", "--socket", daemon.socket)
+    assert daemon.heard == [StatusRequest()]
+    lines = result.output.splitlines()
+    assert lines[0] == "tiny is ready at /run/ns/api.sock, up 1 d 1 h"
+    assert " ".join(lines[4].split()) == "NAME KIND ROLE STATE PID GEN UPTIME RESTARTS RUN WAIT KV"
+    assert " ".join(lines[5].split()) == "decode-0 worker decode ready 42 3 1 h 2 min 1 5 2 25%"
+    assert " ".join(lines[6].split()) == "prefill-0 worker prefill failed - - - 0 - - -"
+    assert lines[7] == "prefill-0: no memory left"
+    assert "TTFT      p50 12.5 ms, p99 80.0 ms of 7" in lines
+    assert "handoffs  6 done, 0 failed, 0 held, 3.0 MiB, nothing seen yet" in lines
+
+
+def test_json_is_printed_when_asked_for(daemon, run):
+    daemon.answers = [a_status()]
+    result = run("status", "--json", "--socket", daemon.socket)
+    assert json.loads(result.output) == json.loads(to_json(a_status()))
+
+
+def test_a_node_without_a_dispatcher_still_has_a_status():
+    assert "TTFT" not in to_text(a_status(requests=None))
+    assert json.loads(to_json(a_status(requests=None)))["requests"] is None
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    assert table(("A", "B"), [("long", "x"), ("s", "yy")]) == ["A     B", "long  x", "s     yy"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (90_000, "1 d 1 h")],
+)
+def test_time_spans_read_well(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB"), (3 << 42, "12.0 TiB")],
+)
+def test_sizes_read_well(num_bytes, text):
+    assert size(num_bytes) == text
+
+
+def test_a_latency_nobody_saw_is_said_so():
+    assert quantiles(Quantiles()) == "nothing seen yet"
