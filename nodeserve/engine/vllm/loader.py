@@ -125,6 +125,7 @@ class KvLoader:
         except PeerError:
             leases.close()
             raise
+        self.drop_ended()  # a new generation often stands in for one that ended
         self._peers[generation] = peer
         if len(self._peers) > MAX_PEERS:
             self._peers.popitem(last=False)[1].close()

@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+import zmq
 
 from nodeserve.wire.spawn import KvSpec
 from tests.engine.vllm.conftest import ASYNC, SYNC
@@ -54,3 +55,37 @@ def test_a_model_with_sliding_windows_is_refused_by_name(node) -> None:
     node.start(node.spec(WINDOWED, KvSpec(), {"hf_overrides": overrides}))
     with pytest.raises(EngineRefusedError, match=r"ConfigError.*2 KV cache groups"):
         node.wait_ready(WINDOWED)
+
+
+def stored_hashes(subscriber: zmq.Socket[bytes]) -> set[bytes]:
+    """Return the block hashes in the events that have arrived."""
+    hashes: set[bytes] = set()
+    while subscriber.poll(0):
+        _, sequence, batch = subscriber.recv_multipart()
+        assert len(sequence) == 8
+        _, events, *_ = msgspec.msgpack.decode(batch)
+        hashes.update(*(e["block_hashes"] for e in events if e["type"] == "BlockStored"))
+    return hashes
+
+
+def test_computed_and_pulled_blocks_are_published_under_the_same_hashes(node) -> None:
+    subscribers = []
+    for generation in (ASYNC, SYNC):
+        subscriber = zmq.Context.instance().socket(zmq.SUB)
+        subscriber.subscribe(b"")
+        subscriber.connect(node.ready[generation].kv_events_endpoint)
+        subscribers.append(subscriber)
+    computed: set[bytes] = set()
+    pulled: set[bytes] = set()
+    for first in range(5, 200):  # what is published before we are connected is lost
+        prompt = [first, *range(5, 105)]
+        handoff = node.prefill(ASYNC, prompt)
+        node.decode(SYNC, prompt, 1, handoff)
+        node.release(handoff)
+        computed |= stored_hashes(subscribers[0])
+        pulled |= stored_hashes(subscribers[1])
+        if computed & pulled:
+            break
+    assert computed & pulled
+    for subscriber in subscribers:
+        subscriber.close(linger=0)

@@ -148,12 +148,21 @@ def test_pools_stay_mapped_until_their_owner_ends(loader, exporter) -> None:
     loader.load(exporter.handoff(), 0, [0, 1])
 
 
+def test_a_new_peer_takes_the_place_of_those_that_ended(loader, exporter) -> None:
+    old = Exporter(4)
+    loader.load(old.handoff(), 0, [0, 1])
+    old.close()
+    loader.load(exporter.handoff(), 0, [0, 1])
+    assert loader.num_peers == 1
+
+
 def test_no_more_pools_are_mapped_than_the_limit(loader) -> None:
-    for generation in range(MAX_PEERS + 3):
-        exporter = Exporter(generation)
+    exporters = [Exporter(generation) for generation in range(MAX_PEERS + 3)]
+    for exporter in exporters:
         loader.load(exporter.handoff(), 0, [0, 1])
-        exporter.close()
     assert loader.num_peers == MAX_PEERS
+    for exporter in exporters:
+        exporter.close()
 
 
 def test_another_tensor_parallel_size_is_refused(loader, exporter) -> None:
