@@ -67,6 +67,7 @@ class SimulatedEngine:
             kv_block_bytes=sizing.limits.block_bytes,
             max_model_len=sizing.max_model_len,
             kv_events_endpoint=spec.kv_events_address,
+            features=("handoff",),
         )
 
     def run(self) -> None:
