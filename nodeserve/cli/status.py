@@ -13,7 +13,6 @@ from nodeserve.wire.control import (
     Quantiles,
     StatusReply,
     StatusRequest,
-    WorkerLoad,
 )
 
 _HEADINGS: Final = (
@@ -79,7 +78,7 @@ def _row(process: ProcessStatus) -> tuple[str, ...]:
         process.name,
         process.kind.value,
         process.role.value if process.role is not None else "-",
-        _state(process.state, load),
+        process.state,
         str(process.pid) if process.pid is not None else "-",
         str(process.generation) if process.generation else "-",
         duration(process.uptime_s) if process.pid is not None else "-",
@@ -88,10 +87,6 @@ def _row(process: ProcessStatus) -> tuple[str, ...]:
         str(load.waiting) if load else "-",
         f"{load.kv_usage:.0%}" if load else "-",
     )
-
-
-def _state(state: str, load: WorkerLoad | None) -> str:
-    return f"{state}, draining" if load is not None and load.draining else state
 
 
 def _requests(status: DispatcherStatus) -> list[str]:
