@@ -13,7 +13,14 @@ from typing import Final
 
 import zmq
 
-from nodeserve.bus.sockets import CONTROL_MESSAGE_BYTES, bind, open_socket, send_now
+from nodeserve.bus.sockets import (
+    CONTROL_MESSAGE_BYTES,
+    bind,
+    is_readable,
+    open_socket,
+    recv_now,
+    send_now,
+)
 from nodeserve.errors import PeerError
 from nodeserve.wire import control
 
@@ -31,9 +38,9 @@ class _AsyncSocket:
         self._waiter: asyncio.Future[None] | None = None
 
     async def recv(self) -> list[bytes]:
-        while not int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        while not is_readable(self.socket):
             await self._wait_for_sign()
-        return self.socket.recv_multipart(zmq.NOBLOCK)
+        return recv_now(self.socket)
 
     def send(self, frames: list[bytes]) -> None:
         try:
@@ -236,6 +243,6 @@ class BlockingControlClient:
             if self._socket.closed:
                 text = f"control socket {self._address} is closed; nothing can be received"
                 raise PeerError(text)
-            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if not is_readable(self._socket):
                 return None
-            return self._socket.recv_multipart(zmq.NOBLOCK)
+            return recv_now(self._socket)

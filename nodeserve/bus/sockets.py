@@ -34,6 +34,14 @@ LINGER_MS: Final = 1000
 
 HIGH_WATER_MESSAGES: Final = 1000
 
+# Plain integers: an operation on pyzmq's enums costs as much as the call it is for.
+_EVENTS: Final = int(zmq.EVENTS)
+_READABLE: Final = int(zmq.POLLIN)
+_WRITABLE: Final = int(zmq.POLLOUT)
+_MORE: Final = int(zmq.RCVMORE)
+_NOW: Final = int(zmq.NOBLOCK)
+_NOW_AND_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+
 
 def open_socket(
     context: "zmq.Context[zmq.Socket[bytes]]",
@@ -78,6 +86,27 @@ def bind(sock: "zmq.Socket[bytes]", address: str) -> None:
         os.umask(before)
 
 
+def is_readable(sock: "zmq.Socket[bytes]") -> bool:
+    """Return whether a message waits."""
+    return int(sock.getsockopt(_EVENTS)) & _READABLE != 0
+
+
+def recv_now(sock: "zmq.Socket[bytes]") -> list[bytes]:
+    """Return the message that waits; only after ``is_readable``."""
+    frames = [sock.recv(_NOW)]
+    while sock.getsockopt(_MORE):
+        frames.append(sock.recv(_NOW))
+    return frames
+
+
+def _send(sock: "zmq.Socket[bytes]", frames: Frames) -> None:
+    """Send a message whole or, raising zmq.Again on its first frame, not at all."""
+    last = len(frames) - 1
+    for index in range(last):
+        sock.send(frames[index], _NOW_AND_MORE)
+    sock.send(frames[last], _NOW)
+
+
 def send_now(sock: "zmq.Socket[bytes]", frames: Frames) -> None:
     """Send one message without waiting.
 
@@ -85,7 +114,7 @@ def send_now(sock: "zmq.Socket[bytes]", frames: Frames) -> None:
         PeerError: No peer takes it: its queue is full, or nobody has that identity.
     """
     try:
-        sock.send_multipart(frames, zmq.NOBLOCK)
+        _send(sock, frames)
     except zmq.ZMQError as error:
         message = f"message of {len(frames)} frames cannot be sent: {error}; drop or retry it"
         raise PeerError(message) from error
@@ -146,9 +175,9 @@ class Reader:
             self._again = None
         sock = self._sock
         for _ in range(self._batch):
-            if not self._watching or not int(sock.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if not self._watching or not is_readable(sock):
                 return
-            message = sock.recv_multipart(zmq.NOBLOCK)
+            message = recv_now(sock)
             try:
                 self._on_message(message)
             except BaseException:
@@ -197,7 +226,7 @@ class Writer:
         """
         if not self._queue:
             try:
-                self._sock.send_multipart(frames, zmq.NOBLOCK)
+                _send(self._sock, frames)
             except zmq.Again:
                 self._queue.append(frames)
                 self._loop.add_reader(self._fd, self._flush)
@@ -219,10 +248,10 @@ class Writer:
         if not self._queue:
             return
         while self._queue:
-            if not int(self._sock.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+            if not int(self._sock.getsockopt(_EVENTS)) & _WRITABLE:
                 return
             try:
-                self._sock.send_multipart(self._queue[0], zmq.NOBLOCK)
+                _send(self._sock, self._queue[0])
             except zmq.Again:
                 return
             self._queue.popleft()
