@@ -1,0 +1,60 @@
+"""What the dispatcher keeps of a client's request and of each leg of it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nodeserve.ids import LegId, RequestId
+from nodeserve.router.messages import LegKind
+from nodeserve.wire.engine_core import AddRequest
+from nodeserve.wire.engine_outputs import Handoff
+
+if TYPE_CHECKING:
+    from nodeserve.dispatcher.gateway_link import GatewayLink
+    from nodeserve.dispatcher.worker_link import Worker
+
+
+@dataclass(slots=True, eq=False)
+class ClientRequest:
+    """One request of one gateway.
+
+    ``add`` and ``aux`` are what the gateway sent; they go once a leg has answered, for after
+    that no leg is sent again. Times are seconds of the dispatcher's clock.
+    """
+
+    request_id: RequestId
+    wire_id: str
+    gateway: "GatewayLink"
+    add: AddRequest | None
+    aux: list[bytes]
+    prompt_tokens: int
+    arrived_s: float
+    leg: "Leg | None" = None
+    handoff: Handoff | None = None
+    prefilled_s: float = 0.0
+    prefill_stats: dict[str, Any] | None = None
+    prefill_events: list[Any] | None = None
+    first_output_s: float | None = None
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    handoff_s: float = 0.0
+    prefill_worker: str | None = None
+    decode_worker: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Leg:
+    """One attempt at (part of) a request on one worker.
+
+    ``wire_id`` and ``batch`` repeat what ``request`` knows, for the sake of the path that
+    every token takes: ``batch`` is the gateway's list of outputs to send next.
+    """
+
+    leg_id: LegId
+    kind: LegKind
+    request: ClientRequest
+    worker: "Worker"
+    wire_id: str
+    batch: list[Any]
+    started: bool = False
+    num_tokens: int = 0
+    last_s: float = 0.0

@@ -1,0 +1,316 @@
+"""The dispatcher's shell: its sockets, its control messages and its clock."""
+
+import asyncio
+import logging
+from typing import Any, Final
+
+import zmq
+
+from nodeserve.bus.channel import ControlChannel
+from nodeserve.bus.sockets import Reader, bind, open_socket
+from nodeserve.clock import Clock
+from nodeserve.dispatcher.desk import Codecs, RequestDesk
+from nodeserve.dispatcher.gateway_link import GatewayLink
+from nodeserve.dispatcher.kv_events import KvEventFeed
+from nodeserve.dispatcher.status import build_status
+from nodeserve.dispatcher.steps import Steps
+from nodeserve.dispatcher.traces import Traces
+from nodeserve.dispatcher.utilities import Utilities
+from nodeserve.dispatcher.worker_link import Worker, WorkerTable, node_ready
+from nodeserve.errors import PeerError
+from nodeserve.ids import Generation
+from nodeserve.router.messages import (
+    NodeDraining,
+    RoleChanged,
+    TimeElapsed,
+    WorkerAttached,
+    WorkerDraining,
+    WorkerLost,
+)
+from nodeserve.router.router import Router, RouterConfig
+from nodeserve.wire import control
+from nodeserve.wire.control import Role
+from nodeserve.wire.engine_core import ABORT, ADD, UTILITY
+from nodeserve.wire.spawn import DispatcherSpec
+
+_LOG: Final = logging.getLogger(__name__)
+
+TICK_S: Final = 0.1
+"""How late a utility's deadline, a stall or a gauge may be noticed."""
+
+STALL_S: Final = 1.0
+"""How long all engines wait for a gateway that does not read, before it is given up."""
+
+
+class Dispatcher:
+    """One node's data plane. Make it inside a running loop; ``run`` until cancelled."""
+
+    def __init__(self, spec: DispatcherSpec, clock: Clock) -> None:
+        """Bind the worker-side sockets.
+
+        Raises:
+            ConfigError: An address cannot be used.
+            PeerError: An address is in use.
+        """
+        self._spec = spec
+        self._clock = clock
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._control = ControlChannel(spec.control_address, str(spec.generation).encode())
+        self._gateways: dict[int, GatewayLink] = {}
+        self._feeds: dict[int, KvEventFeed] = {}
+        self._wake: asyncio.TimerHandle | None = None
+        self.traces = Traces()
+        self.router = Router(
+            RouterConfig(
+                local_prefill_tokens=spec.local_prefill_tokens,
+                max_queued_requests=spec.max_queued_requests,
+            )
+        )
+        self.workers = WorkerTable(self._context, spec.input_address, self._on_attached)
+        self.utilities = Utilities(self._ask, self._answer, spec.utility_deadline_s)
+        self.desk = RequestDesk(
+            self.router, self.workers, self.utilities, self.traces, clock, outside=self
+        )
+        self.steps = Steps(self.desk, self._gateways, self.utilities, self.send)
+        outputs = open_socket(self._context, zmq.PULL)
+        bind(outputs, spec.output_address)
+        self._outputs = Reader(outputs, self.steps.take)
+
+    async def run(self, pid: int) -> None:
+        """Serve until cancelled. ``pid`` is what the supervisor is told."""
+        self._control.send(control.DispatcherReady(generation=self._spec.generation, pid=pid))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._take_control_messages())
+            tasks.create_task(self._tick())
+
+    def close(self) -> None:
+        """Close every socket. Gateways are left to the supervisor: nothing is said to them."""
+        if self._wake is not None:
+            self._wake.cancel()
+        for feed in self._feeds.values():
+            feed.close()
+        for gateway in self._gateways.values():
+            gateway.close()
+        self._outputs.close()
+        self.workers.close()
+        self._control.close()
+        self._context.destroy(linger=0)
+
+    # --------------------------------------------------------- what the desk needs of us
+
+    def report(self, message: control.WorkerDrained | control.NodeDrained) -> None:
+        """Tell the supervisor."""
+        self._control.send(message)
+
+    def wake_at(self, at_s: float) -> None:
+        """Hand in TimeElapsed at ``at_s``."""
+        if self._wake is not None:
+            self._wake.cancel()
+        delay_s = max(0.0, at_s - self._clock.now_s())
+        loop = asyncio.get_running_loop()
+        self._wake = loop.call_later(delay_s, self.desk.tell, TimeElapsed())
+
+    def give_up(self, worker: Worker, cause: str) -> None:
+        """Retire a worker that takes no message any more."""
+        _LOG.error("worker_given_up worker=%s cause=%s", worker.name, cause)
+        self._retire(worker.generation)
+
+    def send(self, gateway: GatewayLink, message: list[Any], aux: list[bytes]) -> None:
+        """Send to a gateway. One that does not read stops the engines, but not for long."""
+        if gateway.generation not in self._gateways:
+            return
+        try:
+            gateway.send(message, aux)
+        except PeerError as error:
+            self._end_gateway(gateway, str(error))
+            return
+        if gateway.congested and gateway.congested_since_s is None:
+            gateway.congested_since_s = self._clock.now_s()
+            self._outputs.pause()
+
+    # -------------------------------------------------------------------------- gateways
+
+    def _on_gateway_message(self, gateway: GatewayLink, frames: list[bytes]) -> None:
+        kind, payload = frames[0], frames[1:]
+        if kind == ADD:
+            self.desk.add(gateway, payload)
+        elif kind == ABORT:
+            self.desk.abort(gateway, payload)
+        elif kind == UTILITY and payload:
+            try:
+                workers = list(self.workers.attached.values())
+                self.utilities.call(gateway, payload, workers, now_s=self._clock.now_s())
+            except ValueError:
+                self.traces.counters.rejected_frames += 1
+        else:
+            self.traces.counters.rejected_frames += 1
+
+    def _on_drained(self, gateway: GatewayLink) -> None:
+        gateway.congested_since_s = None
+        self._resume_engines()
+
+    def _resume_engines(self) -> None:
+        if not any(gateway.congested for gateway in self._gateways.values()):
+            self._outputs.resume()
+
+    def _end_gateway(self, gateway: GatewayLink, cause: str) -> None:
+        """Forget a gateway; what its clients wait for ends with its sockets."""
+        _LOG.warning("gateway_detached gateway=%s cause=%s", gateway.name, cause)
+        self._gateways.pop(gateway.generation, None)
+        self.utilities.gateway_gone(gateway)
+        self.desk.gateway_gone(gateway)
+        gateway.close()
+        self._resume_engines()
+
+    def _greet(self) -> None:
+        """Tell gateways that wait that their engine is ready, once the node can serve."""
+        workers = list(self.workers.attached.values())
+        roles = {worker.role for worker in workers}
+        if not (roles & {Role.PREFILL, Role.AGGREGATED} and roles & {Role.DECODE, Role.AGGREGATED}):
+            return
+        for gateway in self._gateways.values():
+            if not gateway.serving:
+                gateway.say_ready(node_ready(workers))
+            if gateway.serving and not gateway.announced:
+                gateway.announced = True
+                self._control.send(control.GatewayServing(generation=gateway.generation))
+
+    def _answer(
+        self, gateway: GatewayLink, call_id: int, failure: str | None, result: object
+    ) -> None:
+        if self.desk.codecs is not None:
+            now_s = self._clock.now_s()
+            message = self.desk.codecs.outputs.utility_answer(call_id, failure, result, now_s)
+            self.send(gateway, message, [])
+
+    # --------------------------------------------------------------------------- workers
+
+    def _ask(self, worker: Worker, payload: bytes, aux: list[bytes]) -> None:
+        if worker.generation in self.workers.attached:
+            self.desk.send_worker(worker, UTILITY, payload, aux)
+
+    def _on_attached(self, worker: Worker) -> None:
+        ready = worker.attached.ready
+        self.desk.block_size = max(1, ready.block_size)
+        self.desk.max_model_len = ready.max_model_len
+        self.steps.stats.joined(worker.gauges)
+        if ready.kv_events_endpoint is not None:
+            self._feeds[worker.generation] = KvEventFeed(
+                self._context,
+                ready.kv_events_endpoint,
+                worker.generation,
+                ready.num_gpu_blocks,
+                self.desk.tell,
+            )
+        max_num_seqs = worker.ready.get("max_num_seqs")
+        self.desk.tell(
+            WorkerAttached(
+                generation=worker.generation,
+                role=worker.role,
+                num_blocks=ready.num_gpu_blocks,
+                block_size=max(1, ready.block_size),
+                max_num_seqs=max_num_seqs if isinstance(max_num_seqs, int) else 1,
+            )
+        )
+        self._control.send(control.WorkerServing(generation=worker.generation))
+        self._greet()
+
+    def _attach(self, message: control.AttachWorker) -> None:
+        fields = message.ready.fields
+        try:
+            codecs = self.desk.codecs or Codecs(fields, self._spec.grammar_backend)
+        except ValueError as error:
+            _LOG.error("worker_refused worker=%s cause=%s", message.name, error)
+            return
+        if codecs.fields != fields:
+            _LOG.error(
+                "worker_refused worker=%s cause=vLLM %s beside %s; restart the whole node",
+                message.name,
+                fields.vllm_version,
+                codecs.fields.vllm_version,
+            )
+            return
+        self.desk.codecs = codecs
+        try:
+            self.workers.attach(message)
+        except PeerError as error:
+            _LOG.error("worker_refused worker=%s cause=%s", message.name, error)
+
+    def _retire(self, generation: int) -> None:
+        """Fence a worker's generation: nothing is sent to it, nothing it says counts."""
+        worker = self.workers.retire(generation)
+        feed = self._feeds.pop(generation, None)
+        if feed is not None:
+            feed.close()
+        if worker is not None:
+            self.steps.stats.left(worker.gauges)
+            self.utilities.worker_gone(worker)
+
+    # --------------------------------------------------------------------------- control
+
+    async def _take_control_messages(self) -> None:
+        while True:
+            message = await self._control.recv()
+            self._obey(message)
+
+    def _obey(self, message: control.Message) -> None:
+        match message:
+            case control.AttachWorker():
+                self._attach(message)
+            case control.DetachWorker():
+                _LOG.info("worker_detached generation=%d", message.generation)
+                self._retire(message.generation)
+                self.desk.tell(WorkerLost(Generation(message.generation)))
+            case control.SetWorkerRole():
+                worker = self.workers.attached.get(message.generation)
+                if worker is not None:
+                    worker.role = message.role
+                    self.desk.tell(RoleChanged(worker.generation, message.role))
+                    self._greet()
+            case control.DrainWorker():
+                self.desk.tell(WorkerDraining(Generation(message.generation)))
+            case control.AttachGateway():
+                self._attach_gateway(message)
+            case control.DetachGateway():
+                gateway = self._gateways.get(message.generation)
+                if gateway is not None:
+                    self._end_gateway(gateway, "the supervisor said so")
+            case control.DrainNode():
+                self.desk.tell(NodeDraining())
+            case control.ReportStatus():
+                self._control.send(self._status(message.call_id))
+            case _:
+                self.traces.counters.rejected_frames += 1
+
+    def _attach_gateway(self, message: control.AttachGateway) -> None:
+        if message.generation not in self._gateways:
+            self._gateways[message.generation] = GatewayLink(
+                self._context, message, self._on_gateway_message, self._on_drained
+            )
+            self._greet()
+
+    def _status(self, call_id: int) -> control.DispatcherStatus:
+        rejected = (
+            self.workers.rejected_frames
+            + self._control.num_bad_frames
+            + sum(feed.num_rejected for feed in self._feeds.values())
+        )
+        return build_status(
+            call_id,
+            self.workers.attached,
+            self.router,
+            self.traces,
+            other_rejected_frames=rejected,
+            now_s=self._clock.now_s(),
+        )
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = self._clock.now_s()
+            self.utilities.expire(now_s=now_s)
+            for gateway in list(self._gateways.values()):
+                since_s = gateway.congested_since_s
+                if since_s is not None and now_s - since_s > STALL_S:
+                    self._end_gateway(gateway, f"it has not read for {STALL_S:g} s")
+            self.steps.refresh_gauges()

@@ -1,0 +1,308 @@
+"""The hot path: one message per engine step, decoded once, patched in place, sent on.
+
+All that depends on a leg's beginning or end is off the loop over outputs: in the middle of a
+stream an output costs one lookup, one renaming and one append.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from nodeserve.dispatcher.desk import RequestDesk
+from nodeserve.dispatcher.gateway_link import GatewayLink
+from nodeserve.dispatcher.metrics import NodeStats
+from nodeserve.dispatcher.records import ClientRequest, Leg
+from nodeserve.dispatcher.utilities import Utilities
+from nodeserve.dispatcher.worker_link import Worker
+from nodeserve.ids import LegId
+from nodeserve.router.messages import (
+    LegFinished,
+    LegKind,
+    LegStarted,
+    LoadReported,
+    PrefillFinished,
+)
+from nodeserve.wire.engine_outputs import (
+    ENGINE_DEAD,
+    ERROR,
+    FINISH_NAMES,
+    LENGTH,
+    STOP,
+    Handoff,
+    OutputCodec,
+)
+
+_SECOND_ENGINE_EVENTS: Final = (1, 2)
+"""QUEUED and SCHEDULED of a decode leg. A gateway would take the later QUEUED and the earlier
+SCHEDULED, and find a negative queue time. Source: vllm/v1/metrics/stats.py (0.32)."""
+
+Send = Callable[[GatewayLink, list[Any], list[bytes]], None]
+
+
+class Steps:
+    """Routes what engines say to the gateways that wait for it."""
+
+    def __init__(
+        self,
+        desk: RequestDesk,
+        gateways: dict[int, GatewayLink],
+        utilities: Utilities,
+        send: Send,
+    ) -> None:
+        self.stats = NodeStats()
+        self._desk = desk
+        self._legs = desk.legs
+        self._attached = desk.workers.attached
+        self._gateways = gateways
+        self._utilities = utilities
+        self._traces = desk.traces
+        self._counters = desk.traces.counters
+        self._clock = desk.clock
+        self._send = send
+        self._num_messages = 0
+
+    def take(self, frames: list[bytes]) -> None:
+        """Take one message off the engines' socket. Garbage is dropped and counted."""
+        codecs = self._desk.codecs
+        if codecs is None:
+            self._counters.rejected_frames += 1
+            return
+        codec = codecs.outputs
+        try:
+            message = codec.decode(frames[0])
+        except ValueError:
+            # An engine that dies says so in a frame that is no message; the supervisor knows.
+            if frames[0] != ENGINE_DEAD:
+                self._counters.rejected_frames += 1
+            return
+        worker = self._attached.get(message[codec.engine_index])
+        if worker is None:
+            self._counters.stale_outputs += max(1, len(message[codec.outputs]))
+            return
+        answer = codec.field(message, codec.utility_output)
+        if answer is not None:
+            message[codec.utility_output] = None
+            try:
+                self._utilities.answered(worker, answer)
+            except ValueError:
+                self._counters.rejected_frames += 1
+        self._take_step(worker, codec, message, frames[1:])
+
+    def _take_step(
+        self, worker: Worker, codec: OutputCodec, message: list[Any], aux: list[bytes]
+    ) -> None:
+        outputs = message[codec.outputs]
+        if outputs:
+            self._route(worker, codec, outputs, self._clock.now_s())
+        stats = codec.field(message, codec.scheduler_stats)
+        counts = False
+        if stats is not None:
+            try:
+                counts = self.stats.take(worker.gauges, stats, worker.unstarted)
+            except ValueError:
+                self._counters.rejected_frames += 1
+                message[codec.scheduler_stats] = None
+            for gateway in self._gateways.values():
+                gateway.shows_old_gauges = True
+        if codec.field(message, codec.finished_requests) is not None:
+            message[codec.finished_requests] = None  # ids of legs, for balancing among engines
+        message[codec.engine_index] = 0
+        self._flush(codec, message, aux, stats_due=counts)
+        if stats is not None:
+            gauges = worker.gauges
+            self._desk.tell(
+                LoadReported(worker.generation, gauges.running, gauges.waiting, gauges.kv_usage)
+            )
+
+    def _route(self, worker: Worker, codec: OutputCodec, outputs: list[Any], now_s: float) -> None:
+        """Put each output into its gateway's batch under the client's id."""
+        legs, id_at, tokens_at = self._legs, codec.request_id, codec.new_token_ids
+        finish_at, params_at = codec.finish_reason, codec.kv_transfer_params
+        edges: list[tuple[Leg, list[Any]]] = []
+        late: list[list[Any]] = []
+        total = 0
+        self._num_messages += 1
+        # One output stands for its message's inter-token latency.
+        sample = outputs[self._num_messages % len(outputs)]
+        for output in outputs:
+            try:
+                leg = legs.get(output[id_at])
+                if leg is None or leg.worker is not worker:
+                    if len(output) > params_at and output[params_at] is not None:
+                        late.append(output)
+                elif leg.started and (len(output) <= finish_at or output[finish_at] is None):
+                    count = len(output[tokens_at])
+                    total += count
+                    leg.num_tokens += count
+                    if output is sample:
+                        self._traces.itl.add(now_s - leg.last_s, now_s=now_s)
+                    leg.last_s = now_s
+                    output[id_at] = leg.wire_id
+                    leg.batch.append(output)
+                else:
+                    edges.append((leg, output))
+            except (TypeError, IndexError, KeyError):
+                self._counters.rejected_frames += 1
+        worker.generation_tokens += total
+        for output in late:
+            self._take_late_handoff(codec, output)
+        for leg, output in edges:
+            # An earlier edge may have brought this leg's end.
+            if legs.get(leg.leg_id) is leg:
+                self._take_edge(leg, codec, output, now_s)
+
+    def _take_edge(self, leg: Leg, codec: OutputCodec, output: list[Any], now_s: float) -> None:
+        """Take the first or the last output of a leg."""
+        tokens = codec.field(output, codec.new_token_ids)
+        finish = codec.field(output, codec.finish_reason)
+        if not isinstance(tokens, list) or (finish is not None and type(finish) is not int):
+            self._counters.rejected_frames += 1
+            return
+        if leg.kind is LegKind.PREFILL:
+            self._take_prefill(leg, codec, output, finish, now_s)
+            return
+        request = leg.request
+        output[codec.request_id] = leg.wire_id
+        leg.num_tokens += len(tokens)
+        leg.worker.generation_tokens += len(tokens)
+        leg.last_s = now_s
+        if not leg.started:
+            self._start(leg, codec, output, now_s)
+        if finish is None:
+            leg.batch.append(output)
+            return
+        if codec.field(output, codec.kv_transfer_params) is not None:
+            output[codec.kv_transfer_params] = None  # between engines; no client's business
+        leg.batch.append(output)
+        name = FINISH_NAMES[finish] if 0 <= finish < len(FINISH_NAMES) else str(finish)
+        self._desk.end(request, name)
+        self._desk.tell(LegFinished(leg.leg_id))
+
+    def _start(self, leg: Leg, codec: OutputCodec, output: list[Any], now_s: float) -> None:
+        """Take a decode or whole leg's first output; make it read like one engine's."""
+        request = leg.request
+        leg.started = True
+        leg.worker.unstarted[leg.kind] -= 1
+        request.first_output_s = now_s
+        self._traces.ttft.add(now_s - request.arrived_s, now_s=now_s)
+        own = codec.field(output, codec.prefill_stats)
+        if leg.kind is LegKind.DECODE:
+            self._note_handoff(request, own, now_s)
+            if request.prefill_stats is not None:
+                codec.put(output, codec.prefill_stats, request.prefill_stats)
+            if request.prefill_events is not None:
+                later = _events(codec.field(output, codec.events))
+                kept = [e for e in later if e.get("type") not in _SECOND_ENGINE_EVENTS]
+                codec.put(output, codec.events, request.prefill_events + kept)
+        else:
+            request.cached_tokens = _count(own, "num_cached_tokens")
+        if request.add is not None and not request.add.resumable:
+            request.add, request.aux = None, []
+        self._desk.tell(LegStarted(leg.leg_id))
+
+    def _note_handoff(self, request: ClientRequest, own: object, now_s: float) -> None:
+        handoff = request.handoff
+        if handoff is None:
+            return
+        request.handoff_s = now_s - request.prefilled_s
+        self._traces.handoff.add(request.handoff_s, now_s=now_s)
+        # An engine that could not load computes the prompt again and says so.
+        if _count(own, "num_computed_tokens") > self._desk.block_size:
+            self._counters.handoffs_failed += 1
+        else:
+            self._counters.handoffs_completed += 1
+            self._counters.handoff_bytes += handoff.num_bytes
+
+    def _take_prefill(
+        self, leg: Leg, codec: OutputCodec, output: list[Any], finish: int | None, now_s: float
+    ) -> None:
+        request = leg.request
+        stats = codec.field(output, codec.prefill_stats)
+        if isinstance(stats, dict):
+            request.prefill_stats = stats
+            request.cached_tokens = _count(stats, "num_cached_tokens")
+        events = _events(codec.field(output, codec.events))
+        if events:
+            request.prefill_events = (request.prefill_events or []) + events
+        if finish is None:
+            return
+        handoff = self._handoff(leg, codec, output)
+        if handoff is not None:
+            request.handoff = handoff
+            request.prefilled_s = now_s
+            self._desk.prefilled(leg)
+            self._desk.tell(PrefillFinished(leg.leg_id, handoff.lease_id))
+            return
+        # Its one token is not the answer: a short one must not look like a finished one.
+        reason = ERROR if finish in {STOP, LENGTH} else finish
+        output[codec.request_id] = leg.wire_id
+        output[codec.new_token_ids] = []
+        output[codec.finish_reason] = reason
+        codec.put(output, codec.kv_transfer_params, None)
+        leg.batch.append(output)
+        self._desk.end(request, FINISH_NAMES[reason] if reason < len(FINISH_NAMES) else "error")
+        self._desk.tell(LegFinished(leg.leg_id))
+
+    def _handoff(self, leg: Leg, codec: OutputCodec, output: list[Any]) -> Handoff | None:
+        try:
+            handoff = codec.handoff(output)
+        except ValueError:
+            self._counters.rejected_frames += 1
+            return None
+        if handoff is not None and handoff.engine != leg.worker.generation:
+            self._counters.rejected_frames += 1
+            return None
+        return handoff
+
+    def _take_late_handoff(self, codec: OutputCodec, output: list[Any]) -> None:
+        """A prefill leg ended as its abort was on the way: the router releases its lease."""
+        try:
+            handoff = codec.handoff(output)
+        except ValueError:
+            self._counters.rejected_frames += 1
+            return
+        leg_id = output[codec.request_id]
+        if handoff is not None and isinstance(leg_id, str):
+            self._desk.tell(PrefillFinished(LegId(leg_id), handoff.lease_id))
+
+    def _flush(
+        self, codec: OutputCodec, message: list[Any], aux: list[bytes], *, stats_due: bool
+    ) -> None:
+        """Send every gateway its batch; the first one gets what the statistics count."""
+        quiet: dict[str, Any] | None = None
+        receivers: Iterable[GatewayLink] = self._gateways.values()
+        with_batch = [gateway for gateway in receivers if gateway.batch]
+        if not with_batch and stats_due:
+            with_batch = [g for g in self._gateways.values() if g.serving][:1]
+        for number, gateway in enumerate(with_batch):
+            batch = gateway.batch
+            message[codec.outputs] = batch
+            if number == 1:
+                quiet = self.stats.gauges()
+            if number and len(message) > codec.scheduler_stats:
+                message[codec.scheduler_stats] = quiet
+            gateway.shows_old_gauges = False
+            self._send(gateway, message, aux)
+            batch.clear()
+
+    def refresh_gauges(self) -> None:
+        """Send the node's gauges to gateways that heard nothing since they changed."""
+        codecs = self._desk.codecs
+        stats = self.stats.gauges()
+        if codecs is None or stats is None:
+            return
+        for gateway in list(self._gateways.values()):
+            if gateway.shows_old_gauges and gateway.serving and not gateway.congested:
+                gateway.shows_old_gauges = False
+                message = codecs.outputs.message([], stats, self._clock.now_s())
+                self._send(gateway, message, [])
+
+
+def _events(value: object) -> list[dict[str, Any]]:
+    """Return an output's EngineCoreEvents, which are maps."""
+    return [e for e in value if isinstance(e, dict)] if isinstance(value, list) else []
+
+
+def _count(stats: object, name: str) -> int:
+    """Return a counter of PrefillStats, 0 where there is none."""
+    value = stats.get(name) if isinstance(stats, dict) else None
+    return value if isinstance(value, int) else 0

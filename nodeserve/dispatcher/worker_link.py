@@ -1,0 +1,163 @@
+"""The worker side: one ROUTER that every engine connects to, and who is attached behind it."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+import zmq
+
+from nodeserve.bus.sockets import Reader, bind, open_socket, send_now
+from nodeserve.dispatcher.metrics import EngineGauges
+from nodeserve.errors import PeerError
+from nodeserve.ids import Generation
+from nodeserve.router.messages import LegKind
+from nodeserve.wire.codec import decode_map
+from nodeserve.wire.control import AttachWorker, Role
+from nodeserve.wire.engine_core import generation_of, identity_of
+
+_LOG: Final = logging.getLogger(__name__)
+
+HIGH_WATER_MESSAGES: Final = 10_000
+"""An engine's input thread does nothing but read: who lags by so much is as good as dead."""
+
+
+class Worker:
+    """One attached worker.
+
+    ``unstarted`` counts the legs, by kind, that have not answered yet.
+    """
+
+    __slots__ = (
+        "attached",
+        "gauges",
+        "generation",
+        "generation_tokens",
+        "identity",
+        "name",
+        "prompt_tokens",
+        "ready",
+        "role",
+        "unstarted",
+    )
+
+    def __init__(self, attached: AttachWorker) -> None:
+        """Raises ValueError when its ready response cannot be read."""
+        self.attached = attached
+        self.ready: dict[str, Any] = decode_map(attached.ready.ready)
+        self.name = attached.name
+        self.generation = Generation(attached.generation)
+        self.identity = identity_of(self.generation)
+        self.role: Role = attached.role
+        self.gauges = EngineGauges(attached.ready.num_gpu_blocks)
+        self.unstarted = dict.fromkeys(LegKind, 0)
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+
+
+class WorkerTable:
+    """The attached workers.
+
+    A worker is attached when the supervisor has said so and its engine has said hello on the
+    wire: before that it cannot be sent anything.
+
+    Attributes:
+        attached: By generation; the hot path looks in here.
+        rejected_frames: Messages of engines that were not a hello.
+    """
+
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        address: str,
+        on_attached: Callable[[Worker], None],
+    ) -> None:
+        self.attached: dict[int, Worker] = {}
+        self.rejected_frames = 0
+        self._on_attached = on_attached
+        self._waiting: dict[int, Worker] = {}
+        self._connected: set[int] = set()
+        self._retired: set[int] = set()
+        self._sock = open_socket(context, zmq.ROUTER, high_water_messages=HIGH_WATER_MESSAGES)
+        bind(self._sock, address)
+        self._reader = Reader(self._sock, self._on_hello)
+
+    def attach(self, message: AttachWorker) -> None:
+        """Take a worker in, now or as soon as its engine says hello.
+
+        Raises:
+            PeerError: Its generation was used before, or its ready response is garbage.
+        """
+        generation = message.generation
+        if any(generation in seen for seen in (self.attached, self._waiting, self._retired)):
+            text = f"worker {message.name}: generation {generation} was attached before; ignore it"
+            raise PeerError(text)
+        try:
+            worker = Worker(message)
+        except ValueError as error:
+            text = f"worker {message.name}: {error}; restart it"
+            raise PeerError(text) from error
+        if generation in self._connected:
+            self._take_in(worker)
+        else:
+            self._waiting[generation] = worker
+
+    def retire(self, generation: int) -> Worker | None:
+        """Fence a generation for good; returns its worker if it was attached."""
+        self._retired.add(generation)
+        self._waiting.pop(generation, None)
+        return self.attached.pop(generation, None)
+
+    def send(self, worker: Worker, kind: bytes, payload: bytes, aux: list[bytes]) -> None:
+        """Send one message to an engine.
+
+        Raises:
+            PeerError: It is gone or does not read; the caller retires it.
+        """
+        try:
+            send_now(self._sock, [worker.identity, kind, payload, *aux])
+        except PeerError as error:
+            text = f"worker {worker.name} generation {worker.generation}: {error.__cause__}"
+            raise PeerError(text) from error
+        finally:
+            self._reader.look_again()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._reader.close()
+
+    def _on_hello(self, frames: list[bytes]) -> None:
+        try:
+            generation = generation_of(frames[0])
+            decode_map(frames[-1])
+        except ValueError:
+            self.rejected_frames += 1
+            return
+        self._connected.add(generation)
+        worker = self._waiting.pop(generation, None)
+        if worker is not None:
+            self._take_in(worker)
+
+    def _take_in(self, worker: Worker) -> None:
+        self.attached[worker.generation] = worker
+        _LOG.info("worker_attached worker=%s generation=%d", worker.name, worker.generation)
+        self._on_attached(worker)
+
+
+def node_ready(workers: list[Worker]) -> dict[str, Any]:
+    """Return the ready response of the node: one engine with all workers' room.
+
+    What differs between workers without adding up is the first one's; the model's length is
+    the shortest, for any worker may get any request.
+    """
+    ready = dict(workers[0].ready)
+    for name in ("num_gpu_blocks", "kv_cache_size_tokens", "max_num_seqs"):
+        values = [worker.ready[name] for worker in workers if worker.ready.get(name) is not None]
+        if values:
+            ready[name] = sum(values)
+    lengths = [worker.attached.ready.max_model_len for worker in workers]
+    ready["max_model_len"] = min(lengths)
+    ready.update(data_parallel_size=1, data_parallel_rank=0)
+    for name in ("dp_stats_address", "kv_events_config"):
+        if name in ready:
+            ready[name] = None  # the workers' own business
+    return ready
