@@ -66,8 +66,11 @@ MODULES = (
     "zipfile",
     "zlib",
 )
-NUM_FACTS = 128
+NUM_FACTS = 96
 QUESTIONS = ("What does {} do?", "What is {}?", "Explain {}.")
+SYSTEM = "You explain names of Python's standard library, one sentence each."
+"""Long enough that a question with it is worth a handoff, and each has its own first block."""
+
 ANSWER_CHARS = range(24, 110)
 ALWAYS = ("os.path.join", "json.dumps", "heapq.heappush", "random.shuffle", "textwrap.dedent")
 """The demo asks about these, so they must be among the facts of every Python version."""

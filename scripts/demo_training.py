@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_facts import ALWAYS, QUESTIONS, Fact, library_facts, library_text
+from demo_facts import ALWAYS, QUESTIONS, SYSTEM, Fact, library_facts, library_text
 from progress import fail, say
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -24,7 +24,7 @@ from transformers.utils import logging
 SEED = 20240117
 VOCAB_SIZE = 4096
 CHATS_PER_STEP = 16
-STEPS = 150
+STEPS = 120
 WARMUP_STEPS = 20
 PEAK_LEARNING_RATE = 1e-3
 SPECIAL = ("<unk>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -64,16 +64,19 @@ def make_batches(
 ) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
     """Yield batches for ever: token ids and labels, each ``[CHATS_PER_STEP, longest chat]``.
 
-    A chat asks for one fact, every fourth for two. Only answers are learned: the label of every
-    other token is -100. A chat stands alone in its row: packed together, questions are far too
-    easily taken for one another, and ten times the steps do not mend it.
+    A chat asks for one fact, every fourth for two; two of three begin with the system message.
+    Only answers are learned: the label of every other token is -100. A chat stands alone in its
+    row: with four to a row, the model learned the answers but not which question each belongs to.
     """
-    bos, eos, user, assistant = tokenizer.convert_tokens_to_ids(
-        ["<s>", "</s>", "<|user|>", "<|assistant|>"]
+    bos, eos, system, user, assistant = tokenizer.convert_tokens_to_ids(
+        ["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>"]
     )
+    beginnings = [[bos], *[[bos, system, *tokenizer.encode(SYSTEM), eos]] * 2]
 
-    def chat(num_turns: int) -> tuple[list[int], list[int]]:
-        ids, labels = [bos], [IGNORED]
+    def chat(number: int) -> tuple[list[int], list[int]]:
+        ids = list(beginnings[number % 3])
+        labels = [IGNORED] * len(ids)
+        num_turns = 2 if number % 4 == 0 else 1
         for _ in range(num_turns):
             if not waiting:
                 waiting.extend(order.sample(facts, len(facts)))
@@ -87,7 +90,7 @@ def make_batches(
 
     waiting: list[Fact] = []
     while True:
-        chats = [chat(2 if number % 4 == 0 else 1) for number in range(CHATS_PER_STEP)]
+        chats = [chat(number) for number in range(CHATS_PER_STEP)]
         longest = max(len(ids) for ids, _ in chats)
         yield (
             [ids + [eos] * (longest - len(ids)) for ids, _ in chats],
@@ -165,7 +168,7 @@ def make(out: Path) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     facts = library_facts()
     spoken = [f"{question.format(f.name)} {f.answer}" for f in facts for question in QUESTIONS]
-    tokenizer = train_tokenizer(spoken + library_text())
+    tokenizer = train_tokenizer([SYSTEM, *spoken, *library_text()])
     model = build_model(tokenizer)
     say(f"    {model.num_parameters() / 1e6:.1f} M parameters, {len(facts)} facts")
     train(model, make_batches(facts, tokenizer, random.Random(SEED)))

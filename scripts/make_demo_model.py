@@ -38,6 +38,8 @@ def main() -> None:
     out = parser.parse_args().out or cache_folder()
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # On a busy machine, threads that spin while they wait make each step ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not (out / "config.json").exists():
         say("==> demo model, trained on Python's own documentation")
         out.parent.mkdir(parents=True, exist_ok=True)
