@@ -250,7 +250,6 @@ class RequestFlow:
         self.attempt += 1
         self.leg_id = LegId(f"{request_id}.{self.attempt}")
         self.generation = event.generation
-        self.has_output = False
         match event:
             case PrefillPlaced():
                 self.kind = LegKind.PREFILL
