@@ -143,10 +143,6 @@ def _no_gpus(wanted: _Wanted, problems: Problems) -> dict[_Place, tuple[str, ...
     for index, (table, _) in enumerate(wanted):
         if table.gpus is not None:
             problems.add(f"workers[{index}].gpus", "is set, but this node has no GPU")
-        if table.tp > 1:
-            problems.add(
-                f"workers[{index}].tp", f"is {table.tp}, but this node has no GPU: use 1 on a CPU"
-            )
     return {}
 
 

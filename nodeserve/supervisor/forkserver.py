@@ -169,7 +169,6 @@ def main() -> None:
     channel = socket.socket(fileno=fd)
     name_process("ns:forkserver")
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
     try:
         for module in filter(None, modules.split(",")):
             importlib.import_module(module)

@@ -43,6 +43,7 @@ class ForkServer:
                 stdout=log,
                 stderr=log,
                 pass_fds=[theirs.fileno()],
+                start_new_session=True,  # signals to our group are for us alone
             )
         self._channel = ours
         self._replies: deque[asyncio.Future[ForkReply]] = deque()

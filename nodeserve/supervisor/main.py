@@ -1,8 +1,7 @@
 """Run a node in this process, from its configuration to its exit code."""
 
+import asyncio
 import logging
-
-import uvloop
 
 from nodeserve.clock import MonotonicClock
 from nodeserve.config.node import NodeConfig
@@ -27,7 +26,8 @@ def run(config: NodeConfig) -> int:
     runtime = make_runtime(config)
     code = 1
     try:
-        code = uvloop.run(_serve(config, runtime))
+        # Not uvloop: it keeps SIGCHLD to itself, and nothing here is on a request's path.
+        code = asyncio.run(_serve(config, runtime))
     finally:
         runtime.close(keep_logs=code != 0)
     return code

@@ -1,13 +1,13 @@
 """Answers what the command line asks: status at once, commands when they are done."""
 
 import asyncio
-import importlib.metadata
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from nodeserve.config.node import NodeConfig
+from nodeserve.config.release import nodeserve_version
 from nodeserve.errors import NodeserveError
 from nodeserve.lifecycle.messages import (
     DrainAsked,
@@ -138,7 +138,7 @@ class OperatorDesk:
         return control.StatusReply(
             state=self._life.state,
             socket=self._own_socket(),
-            version=importlib.metadata.version("nodeserve"),
+            version=nodeserve_version(),
             vllm_version=self._vllm_version(),
             model=self._config.model,
             served_model_name=self._config.served_model_names[0],

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from nodeserve.config.listeners import read_api_keys
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
-from nodeserve.errors import ConfigError
 from nodeserve.gateway.launch import GatewayLaunch
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.slot import SlotPlan
@@ -125,7 +125,7 @@ def gateway_launch(
     A rust gateway gets its fds under the numbers that ``exec_child`` gives them.
 
     Raises:
-        ConfigError: The listener's key file is unreadable or empty.
+        ConfigError: The listener's key file has become unreadable or empty.
     """
     rust = listener.gateway is GatewayKind.RUST
     return GatewayLaunch(
@@ -134,29 +134,9 @@ def gateway_launch(
         runtime_dir=runtime.path,
         engine=engine_spec(config, config.workers[0]),
         served_model_names=config.served_model_names,
-        api_keys=read_keys(listener),
+        api_keys=_api_keys(listener),
         http_fd=FIRST_FD if rust else http_fd,
     )
-
-
-def read_keys(listener: Listener) -> tuple[str, ...]:
-    """Return a listener's API keys, one a line, without comments.
-
-    Raises:
-        ConfigError: The file is unreadable or has no key.
-    """
-    if listener.api_key_file is None:
-        return ()
-    try:
-        lines = Path(listener.api_key_file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        text = f"listener {listener.name}: api_key_file {listener.api_key_file}: {error}"
-        raise ConfigError(text) from error
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-    if not keys:
-        text = f"listener {listener.name}: api_key_file {listener.api_key_file} has no key"
-        raise ConfigError(text)
-    return keys
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -168,3 +148,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in environ.items() if name not in private}
     kept.setdefault("PATH", os.defpath)
     return kept
+
+
+def _api_keys(listener: Listener) -> tuple[str, ...]:
+    return () if listener.api_key_file is None else read_api_keys(Path(listener.api_key_file))

@@ -149,7 +149,7 @@ class Supervisor:
 
     async def _spawn(self, slot: Slot, generation: Generation) -> None:
         """Start one incarnation; what goes wrong becomes its exit."""
-        _log.info("process_starting name=%s generation=%d", slot.name, generation)
+        _log.debug("process_starting name=%s generation=%d", slot.name, generation)
         try:
             await self._spawner.spawn(slot.plan, generation)
         except (NodeserveError, OSError) as error:
@@ -203,9 +203,10 @@ class Supervisor:
                 _log.exception("control_message_failed kind=%s", type(message).__name__)
 
     def _hear(self, identity: bytes, message: control.Message) -> None:
-        generation = getattr(message, "generation", None)
-        if identity.isdigit() and generation is not None and int(identity) != generation:
-            _log.warning("control_message_forged from=%s generation=%s", identity, generation)
+        if not self._may_say(identity, message):
+            _log.warning(
+                "control_message_refused from=%s kind=%s", identity, type(message).__name__
+            )
             return
         match message:
             case control.WorkerHello() | control.WorkerHeartbeat() | control.GatewayServing():
@@ -228,6 +229,29 @@ class Supervisor:
                 self._events.put_nowait(NodeEmptied())
             case _:
                 self._desk.hear(message, lambda reply: self._reply(identity, reply))
+
+    def _may_say(self, identity: bytes, message: control.Message) -> bool:
+        """Whether this peer may say this: a child speaks for itself, the dispatcher for routing."""
+        match message:
+            case (
+                control.WorkerServing()
+                | control.WorkerDrained()
+                | control.GatewayServing()
+                | control.NodeDrained()
+                | control.DispatcherStatus()
+            ):
+                return identity == str(self._life.slots[DISPATCHER].generation).encode()
+            case (
+                control.WorkerHello()
+                | control.WorkerProgress()
+                | control.WorkerReady()
+                | control.WorkerHeartbeat()
+                | control.ChildFailed()
+                | control.DispatcherReady()
+            ):
+                return identity == str(message.generation).encode()
+            case _:
+                return not identity.isdigit()
 
     def _reply(self, identity: bytes, message: control.Message) -> None:
         with contextlib.suppress(PeerError):  # whoever asked has gone away

@@ -67,11 +67,10 @@ class Spawner:
     async def _spawn_forkserver(self, plan: SlotPlan, generation: Generation) -> None:
         base = plans.child_environment(os.environ)
         if plan.name == plans.HEAVY:
-            platform, _ = environment.find_vllm()
-            modules = preload.modules(platform)
+            modules: Sequence[str] = preload.modules()
             if plans.has_python_gateway(self._config):
-                modules += plans.PYTHON_GATEWAY_MODULES
-            base |= environment.forkserver_environment(platform)
+                modules = (*modules, *plans.PYTHON_GATEWAY_MODULES)
+            base |= environment.forkserver_environment()
         else:
             modules = plans.LIGHT_MODULES
         await self._children.start_forkserver(

@@ -1,8 +1,6 @@
 import msgspec
-import pytest
 
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
-from nodeserve.errors import ConfigError
 from nodeserve.ids import Generation
 from nodeserve.supervisor import plan
 from nodeserve.supervisor.runtime import RuntimeDirectory
@@ -69,22 +67,18 @@ def test_a_worker_is_told_its_place_and_its_engine(tmp_path):
     runtime.close(keep_logs=False)
 
 
-def test_keys_are_read_without_comments_and_blanks(tmp_path):
+def test_a_listeners_keys_reach_its_gateway_and_no_other(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
     keys = tmp_path / "keys"
-    keys.write_text("# team a\nsecret-1\n\n secret-2 \n")
-    listener = msgspec.structs.replace(RUST, api_key_file=str(keys))
-    assert plan.read_keys(listener) == ("secret-1", "secret-2")
-    assert plan.read_keys(RUST) == ()
-
-
-@pytest.mark.parametrize("content", [None, "", "# nothing\n"])
-def test_a_key_file_without_a_key_is_refused_by_name(tmp_path, content):
-    keys = tmp_path / "keys"
-    if content is not None:
-        keys.write_text(content)
-    listener = msgspec.structs.replace(RUST, api_key_file=str(keys))
-    with pytest.raises(ConfigError, match="listener api: api_key_file"):
-        plan.read_keys(listener)
+    keys.write_text("secret-1\n")
+    guarded = msgspec.structs.replace(RUST, api_key_file=str(keys))
+    a_config = config(listeners=(guarded, PYTHON))
+    launches = [
+        plan.gateway_launch(a_config, runtime, listener, Generation(1), http_fd=9)
+        for listener in a_config.listeners
+    ]
+    assert [launch.api_keys for launch in launches] == [("secret-1",), ()]
+    runtime.close(keep_logs=False)
 
 
 def test_what_systemd_tells_the_daemon_is_not_passed_on():

