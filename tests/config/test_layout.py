@@ -107,7 +107,11 @@ def test_what_the_gpus_cannot_hold_is_refused(tables, what):
 
 def test_gpus_are_refused_where_there_are_none():
     found = errors([WorkersTable(role=D, gpus=(0, 1), tp=2)], node_of(0, 2))
-    assert [error.split(" ")[1] for error in found] == ["workers[0].gpus", "workers[0].tp"]
+    assert [error.split(" ")[1] for error in found] == ["workers[0].gpus"]
+
+
+def test_a_cpu_worker_may_have_several_ranks():
+    assert errors([WorkersTable(role=D, tp=2)], node_of(0, 2)) == []
 
 
 def test_decode_alone_is_a_node():
