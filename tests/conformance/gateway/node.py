@@ -1,0 +1,130 @@
+"""A node as an operator starts it, with a client on its socket."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from nodeserve.config.node import GatewayKind
+from tests.conformance.gateway.answers import events
+from tests.conformance.gateway.capabilities import Capability
+
+READY: Final = "nodeserve is ready"
+START_DEADLINE_S: Final = 180.0
+STOP_DEADLINE_S: Final = 30.0
+LAYOUTS: Final = {
+    "aggregated": ("--aggregated", "1"),
+    "1p1d": ("--prefill", "1", "--decode", "1"),
+}
+ENGINE: Final = (
+    *("--dtype", "float32"),
+    *("--max-model-len", "2048"),
+    *("--block-size", "32"),
+    *("--max-num-seqs", "16"),
+    *("--kv-cache-memory-bytes", str(64 << 20)),
+    *("--tool-call-parser", "hermes"),
+)
+
+
+@dataclass
+class Node:
+    """A running node."""
+
+    gateway: GatewayKind
+    layout: str
+    socket: Path
+    client: httpx.Client
+    model: str
+    answers: dict[tuple[str, str], tuple[int, Any]] = field(default_factory=dict)
+
+    def ask(self, capability: Capability) -> tuple[int, Any]:
+        """Return the status and the answer to a capability's request; it is sent once."""
+        key = (capability.group, capability.name)
+        if key not in self.answers:
+            self.answers[key] = self.send(capability.path, capability.body)
+        return self.answers[key]
+
+    def send(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
+        """Return the status and the answer: JSON, or a stream's events, or text."""
+        if body is None:
+            response = self.client.get(path)
+        else:
+            response = self.client.post(path, json={"model": self.model} | body)
+        kind = response.headers.get("content-type", "")
+        if kind.startswith("text/event-stream"):
+            return response.status_code, list(events(response.text))
+        if kind.startswith("application/json"):
+            return response.status_code, response.json()
+        return response.status_code, response.text
+
+    def works(self) -> bool:
+        """Whether an ordinary request is answered."""
+        body = {"prompt": "Are you still there, my friend?", "max_tokens": 3}
+        return self.send("/v1/completions", body)[0] == 200
+
+    def metric(self, name: str) -> float:
+        """Return a Prometheus metric of the gateway, summed over its labels."""
+        lines = self.client.get("/metrics").text.splitlines()
+        found = [line for line in lines if line.startswith((name + "{", name + " "))]
+        assert found, f"{name} is not among the metrics"
+        return sum(float(line.rsplit(maxsplit=1)[1]) for line in found)
+
+    def operate(self, *words: str) -> str:
+        """Run a command of the CLI against the node and return what it prints."""
+        argv = [sys.executable, "-m", "nodeserve.cli.main", *words, "--socket", str(self.socket)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        """Return `nodeserve status --json`."""
+        return dict(json.loads(self.operate("status", "--json")))
+
+
+@contextmanager
+def running(gateway: GatewayKind, layout: str, *, model: Path, folder: Path) -> Iterator[Node]:
+    """Start a node by the CLI; leave the block and it is stopped by SIGTERM, with status 0."""
+    socket = folder / "api.sock"
+    argv = [sys.executable, "-m", "nodeserve.cli.main", "serve", str(model), *LAYOUTS[layout]]
+    argv += ["--gateway", gateway, "--socket", str(socket), "--", *ENGINE]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        _wait_until_ready(process)
+        transport = httpx.HTTPTransport(uds=str(socket))
+        with httpx.Client(transport=transport, base_url="http://node", timeout=60) as client:
+            served = client.get("/v1/models").json()["data"][0]["id"]
+            yield Node(gateway, layout, socket, client, served)
+        process.terminate()
+        assert process.wait(STOP_DEADLINE_S) == 0
+    finally:
+        process.kill()
+        process.wait(STOP_DEADLINE_S)
+
+
+def _wait_until_ready(process: subprocess.Popen[str]) -> None:
+    said: list[str] = []
+    ready = threading.Event()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if READY in line:
+                ready.set()
+        ready.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    began_s = time.monotonic()
+    in_time = ready.wait(START_DEADLINE_S)
+    took_s = time.monotonic() - began_s
+    text = "".join(said[-40:])
+    assert in_time, f"not ready after {took_s:.0f} s:\n{text}"
+    assert any(READY in line for line in said), f"ended before it was ready:\n{text}"
