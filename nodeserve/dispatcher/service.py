@@ -38,7 +38,7 @@ _LOG: Final = logging.getLogger(__name__)
 TICK_S: Final = 0.1
 """How late a utility's deadline, a stall or a gauge may be noticed."""
 
-STALL_S: Final = 1.0
+STALL_S: Final = 2.0
 """How long all engines wait for a gateway that does not read, before it is given up."""
 
 

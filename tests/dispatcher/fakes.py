@@ -145,11 +145,13 @@ class FakeEngine:
         """Return the leases that the next message releases."""
         _, _, method, args = await self.next(UTILITY)
         assert method == "nodeserve_release"
-        return args[0]
+        leases: list[int] = args[0]
+        return leases
 
     async def aborted(self) -> list[str]:
         """Return the ids that the next message aborts."""
-        return await self.next(ABORT)
+        leg_ids: list[str] = await self.next(ABORT)
+        return leg_ids
 
     def say(self, *outputs: list[Any], stats: Any = None, index: int | None = None) -> None:
         """Send one step's message."""
@@ -201,7 +203,8 @@ class FakeGateway:
         self.node.attach_gateway(self)
         identity, payload = await self.ready.next()
         assert identity == b"\0\0"
-        return decode(payload)
+        ready: dict[str, Any] = decode(payload)
+        return ready
 
     def send(self, kind: bytes, *frames: bytes) -> None:
         """Send raw frames to the engine."""
@@ -231,11 +234,13 @@ class FakeGateway:
 
     async def outputs(self) -> list[list[Any]]:
         """Return the outputs of the next message that has any."""
-        return await self.message(lambda message: message[1])
+        rows: list[list[Any]] = await self.message(lambda message: message[1])
+        return rows
 
     async def answer(self) -> list[Any]:
         """Return the next answer to a utility."""
-        return await self.message(lambda message: len(message) > 4 and message[4])
+        answer: list[Any] = await self.message(lambda message: len(message) > 4 and message[4])
+        return answer
 
 
 class FakeNode:
@@ -356,3 +361,21 @@ async def running_node(directory: Path, **spec: Any) -> AsyncIterator[FakeNode]:
         node.control.close()
         node.context.destroy(linger=0)
     assert not failures, failures
+
+
+async def pair(node: FakeNode) -> tuple[FakeEngine, FakeEngine, FakeGateway]:
+    """Return a prefill worker, a decode worker and a gateway."""
+    prefill = await node.engine(10, Role.PREFILL)
+    decoder = await node.engine(11, Role.DECODE)
+    return prefill, decoder, await node.gateway(20)
+
+
+async def handed_over(
+    prefill: FakeEngine, decoder: FakeEngine, gateway: FakeGateway, wire_id: str
+) -> str:
+    """Bring a request to its decode leg and return that leg's id."""
+    gateway.add(wire_id)
+    leg_id, _ = await prefill.leg()
+    prefill.handoff(leg_id)
+    leg_id, _ = await decoder.leg()
+    return leg_id

@@ -29,7 +29,8 @@ def codec() -> RequestCodec:
 
 
 def leg_of(codec: RequestCodec, **sampling: Any) -> list[Any]:
-    return decode(codec.whole_leg(codec.decode(encode(request("a", **sampling))), LEG))
+    leg: list[Any] = decode(codec.whole_leg(codec.decode(encode(request("a", **sampling))), LEG))
+    return leg
 
 
 def test_whole_leg_changes_only_the_id_and_what_names_a_client(codec: RequestCodec) -> None:

@@ -1,0 +1,176 @@
+"""Claims about the engines' messages that misbehave, and about mixed ones."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from nodeserve.bus.sockets import open_socket
+from nodeserve.wire import control
+from nodeserve.wire.control import Role
+from tests.dispatcher.fakes import FakeNode, encode, of, output, running_node, stats
+
+GARBAGE = [
+    b"",
+    b"\xc1",
+    b"\x91" * 50_000,
+    b"\xdd\xff\xff\xff\xff",
+    b"\x81\x81\x01\x01\x01",
+    encode({"engine_index": 10}),
+    encode([10]),
+    encode(["10", []]),
+    encode([10, {}]),
+]
+BAD_OUTPUTS: list[Any] = [
+    [5],
+    [None],
+    [[]],
+    [[["unhashable"], [1]]],
+    [[{"a": 1}, [1]]],
+]
+
+
+async def stream(node: FakeNode):
+    """Return an engine, its gateway and a leg in the middle of its stream."""
+    engine = await node.engine(10, Role.AGGREGATED)
+    gateway = await node.gateway(20)
+    gateway.add("a")
+    leg_id, _ = await engine.leg()
+    engine.say(output(leg_id, [1]))
+    await gateway.outputs()
+    return engine, gateway, leg_id
+
+
+async def test_garbage_from_an_engine_is_counted_and_its_next_step_is_fine(
+    tmp_path: Path,
+) -> None:
+    async with running_node(tmp_path) as node:
+        engine, gateway, leg_id = await stream(node)
+        for frame in GARBAGE:
+            engine.push.send(frame)
+        engine.push.send(b"ENGINE_CORE_DEAD")
+        engine.say(output(leg_id, [2]))
+        assert [row[:2] for row in await gateway.outputs()] == [["a", [2]]]
+        assert (await node.status()).rejected_frames == len(GARBAGE)
+
+
+async def test_truncated_step_never_stops_the_dispatcher(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        engine, gateway, leg_id = await stream(node)
+        whole = encode([10, [output("other", [1])], stats(), 1.0])
+        for end in range(len(whole)):
+            engine.push.send(whole[:end])
+        engine.say(output(leg_id, [2]))
+        assert [row[:2] for row in await gateway.outputs()] == [["a", [2]]]
+
+
+@pytest.mark.parametrize("bad", BAD_OUTPUTS)
+async def test_bad_output_does_not_cost_its_neighbours_their_tokens(
+    tmp_path: Path, bad: list[Any]
+) -> None:
+    async with running_node(tmp_path) as node:
+        engine, gateway, leg_id = await stream(node)
+        engine.say(output(leg_id, [2]), *bad, output(leg_id, [3]))
+        rows = await gateway.outputs()
+        assert [row[:2] for row in rows] == [["a", [2]], ["a", [3]]]
+        assert (await node.status()).rejected_frames == 1
+
+
+async def test_first_output_of_another_type_is_rejected(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        engine = await node.engine(10, Role.AGGREGATED)
+        gateway = await node.gateway(20)
+        gateway.add("a")
+        leg_id, _ = await engine.leg()
+        engine.say([leg_id], [leg_id, "text"], output(leg_id, [1], finish_reason="x"))
+        engine.say(output(leg_id, [1], prefill_stats=5, events=5))
+        assert [row[:2] for row in await gateway.outputs()] == [["a", [1]]]
+        assert (await node.status()).rejected_frames == 3
+
+
+@pytest.mark.parametrize("bad", [5, [1], {}, stats() | {"num_running_reqs": "x"}])
+async def test_bad_statistics_do_not_cost_a_stream_its_tokens(tmp_path: Path, bad: Any) -> None:
+    async with running_node(tmp_path) as node:
+        engine, gateway, leg_id = await stream(node)
+        engine.say(output(leg_id, [2]), stats=bad)
+        message = await gateway.message(lambda message: message if message[1] else None)
+        assert (message[1][0][:2], message[2]) == (["a", [2]], None)
+        assert (await node.status()).rejected_frames == 1
+
+
+async def test_frame_larger_than_the_limit_costs_only_its_own_connection(
+    tmp_path: Path,
+) -> None:
+    async with running_node(tmp_path) as node:
+        engine, gateway, leg_id = await stream(node)
+        node.dispatcher.workers._sock.setsockopt(zmq.MAXMSGSIZE, 100)
+        huge = open_socket(node.context, zmq.DEALER, identity=b"\7\7")
+        huge.connect(node.spec.input_address)
+        huge.send(b"x" * 1000)
+        engine.say(output(leg_id, [2]))
+        assert [row[:2] for row in await gateway.outputs()] == [["a", [2]]]
+
+
+async def test_outputs_of_generations_never_attached_are_stale(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        engine, gateway, leg_id = await stream(node)
+        engine.say(output(leg_id, [666]), output(leg_id, [667]), index=99)
+        engine.say(output(leg_id, [2]))
+        assert [row[:2] for row in await gateway.outputs()] == [["a", [2]]]
+        assert (await node.status()).stale_outputs == 2
+
+
+async def test_short_arrays_are_enough(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        engine, gateway, leg_id = await stream(node)
+        engine.push.send(encode([10, [[leg_id, [2]]]]))
+        assert await gateway.outputs() == [["a", [2]]]
+        engine.push.send(encode([10, [[leg_id, [3], None, None, None, 1]], None, 2.0]))
+        assert await gateway.outputs() == [["a", [3], None, None, None, 1]]
+
+
+async def test_one_step_brings_beginning_middle_and_end_of_many_streams(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        engine = await node.engine(10, Role.AGGREGATED)
+        gateway = await node.gateway(20)
+        legs = {}
+        for wire_id in "abc":
+            gateway.add(wire_id)
+            legs[wire_id], _ = await engine.leg()
+        engine.say(output(legs["a"], [1]), output(legs["b"], [2]))
+        await gateway.outputs()
+        engine.say(
+            output(legs["a"], [3], finish_reason=0, stop_reason="x"),
+            output(legs["b"], [4]),
+            output(legs["c"], [5]),
+            output("nobody", [6]),
+        )
+        rows = {row[0]: row for row in await gateway.outputs()}
+        assert {wire_id: row[1] for wire_id, row in rows.items()} == {"a": [3], "b": [4], "c": [5]}
+        assert of(rows["a"], "stop_reason") == "x"
+
+
+async def test_node_gauges_reach_every_gateway_and_counters_just_one(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        one = await node.engine(10, Role.AGGREGATED)
+        two = await node.engine(11, Role.AGGREGATED)
+        gateways = [await node.gateway(20), await node.gateway(21)]
+        looks = stats()["prefix_cache_stats"] | {"requests": 1, "queries": 10, "hits": 4}
+        one.say(stats=stats(3, 1, 0.5))
+        two.say(stats=stats(5, 0, 1.0, prefix_cache_stats=looks))
+        queries = 0
+        for gateway in gateways:
+
+            def node_stats(message: list[Any]) -> Any:
+                nonlocal queries
+                queries += message[2]["prefix_cache_stats"]["queries"]
+                return message[2] if message[2]["num_running_reqs"] == 8 else None
+
+            seen = await gateway.message(node_stats)
+            assert (seen["num_waiting_reqs"], seen["kv_cache_usage"]) == (1, 0.75)
+        assert queries == 10
+        node.tell(control.DetachWorker(generation=11, reason="gone"))
+        one.say(stats=stats(3, 1, 0.5))
+        for gateway in gateways:
+            await gateway.message(lambda message: message[2]["num_running_reqs"] == 3)

@@ -1,0 +1,113 @@
+"""Claims about the worker side: who can be attached, sent to and heard."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+
+from nodeserve.bus.sockets import open_socket
+from nodeserve.dispatcher.worker_link import Worker, WorkerTable, node_ready
+from nodeserve.errors import PeerError
+from nodeserve.wire import control
+from nodeserve.wire.control import AttachWorker, Role, WorkerReady
+from nodeserve.wire.engine_core import ABORT, identity_of
+from tests.dispatcher.fakes import FIELDS, WITHIN_S, Inbox, encode, running_node
+
+
+def attach(generation: int, ready: bytes | None = None, max_model_len: int = 100) -> AttachWorker:
+    return AttachWorker(
+        name=f"w{generation}",
+        generation=generation,
+        role=Role.AGGREGATED,
+        ready=WorkerReady(
+            name=f"w{generation}",
+            generation=generation,
+            fields=FIELDS,
+            ready=encode({"num_gpu_blocks": 10, "max_model_len": 5}) if ready is None else ready,
+            block_size=16,
+            num_gpu_blocks=10,
+            kv_block_bytes=1,
+            max_model_len=max_model_len,
+        ),
+    )
+
+
+@pytest.fixture
+def context() -> Iterator["zmq.Context[zmq.Socket[bytes]]"]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+async def test_only_an_engine_that_said_hello_can_be_sent_to(context, tmp_path: Path) -> None:
+    attached: asyncio.Queue[Worker] = asyncio.Queue()
+    address = f"ipc://{tmp_path}/i"
+    table = WorkerTable(context, address, attached.put_nowait)
+    table.attach(attach(7))
+    assert table.attached == {}
+    with pytest.raises(PeerError, match="w7 generation 7"):
+        table.send(Worker(attach(7)), ABORT, b"", [])
+    engine = open_socket(context, zmq.DEALER, identity=identity_of(7))
+    engine.connect(address)
+    inbox = Inbox(engine)
+    engine.send(encode({"ready": 1}))
+    async with asyncio.timeout(WITHIN_S):
+        worker = await attached.get()
+    table.send(worker, ABORT, b"payload", [b"aux"])
+    assert await inbox.next() == [ABORT, b"payload", b"aux"]
+    inbox.reader.close()
+    table.close()
+
+
+async def test_generation_is_never_used_twice(context, tmp_path: Path) -> None:
+    table = WorkerTable(context, f"ipc://{tmp_path}/i", lambda _: None)
+    table.attach(attach(7))
+    with pytest.raises(PeerError, match="generation 7 was attached before"):
+        table.attach(attach(7))
+    table.retire(7)
+    with pytest.raises(PeerError, match="generation 7 was attached before"):
+        table.attach(attach(7))
+    table.close()
+
+
+async def test_worker_with_a_garbage_ready_response_is_refused(context, tmp_path: Path) -> None:
+    table = WorkerTable(context, f"ipc://{tmp_path}/i", lambda _: None)
+    with pytest.raises(PeerError, match="restart it"):
+        table.attach(attach(7, ready=b"\xc1"))
+    table.close()
+
+
+async def test_garbage_hellos_are_counted_and_the_next_one_is_fine(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        strangers = []
+        for identity in (b"abc", b"\1\1"):
+            stranger = open_socket(node.context, zmq.DEALER, identity=identity)
+            stranger.connect(node.spec.input_address)
+            stranger.send(b"\xc1")
+            strangers.append(stranger)
+        await node.status_with(lambda status: status.rejected_frames == 2)
+        await node.engine(10, Role.AGGREGATED)
+
+
+async def test_worker_of_another_vllm_version_is_refused(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        await node.engine(10, Role.AGGREGATED)
+        other = attach(11)
+        fields = msgspec.structs.replace(FIELDS, vllm_version="0.33.0")
+        ready = msgspec.structs.replace(other.ready, fields=fields)
+        node.tell(msgspec.structs.replace(other, ready=ready))
+        node.tell(control.AttachWorker(name="w", generation=12, role=Role.DECODE, ready=ready))
+        assert [load.generation for load in (await node.status()).workers] == [10]
+
+
+def test_node_is_as_long_as_its_shortest_worker_and_as_large_as_all() -> None:
+    ready = node_ready([Worker(attach(1, max_model_len=9)), Worker(attach(2, max_model_len=4))])
+    assert ready == {
+        "num_gpu_blocks": 20,
+        "max_model_len": 4,
+        "data_parallel_size": 1,
+        "data_parallel_rank": 0,
+    }

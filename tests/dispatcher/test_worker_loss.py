@@ -1,0 +1,69 @@
+"""Claims about workers that die, at each stage of a request."""
+
+from pathlib import Path
+
+from nodeserve.wire import control
+from nodeserve.wire.control import Role
+from tests.dispatcher.fakes import handed_over, of, output, pair, running_node
+
+ERROR = 3
+
+
+async def test_worker_lost_while_prefilling_is_replaced_by_another(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        first, decoder, gateway = await pair(node)
+        gateway.add("a")
+        old_leg, fields = await first.leg()
+        second = await node.engine(12, Role.PREFILL)
+        node.tell(control.DetachWorker(generation=10, reason="killed"))
+        new_leg, again = await second.leg()
+        assert new_leg != old_leg
+        assert again[1:] == fields[1:]
+        first.handoff(old_leg)  # a thawed worker still speaks
+        await node.status_with(lambda status: status.stale_outputs == 1)
+        second.handoff(new_leg, lease_id=2)
+        leg_id, _ = await decoder.leg()
+        decoder.say(output(leg_id, [1], finish_reason=0))
+        assert [row[:2] for row in await gateway.outputs()] == [["a", [1]]]
+
+
+async def test_worker_lost_while_decoding_is_an_error_and_its_late_outputs_are_stale(
+    tmp_path: Path,
+) -> None:
+    async with running_node(tmp_path) as node:
+        prefill, decoder, gateway = await pair(node)
+        leg_id = await handed_over(prefill, decoder, gateway, "a")
+        decoder.say(output(leg_id, [1]))
+        await gateway.outputs()
+        node.tell(control.DetachWorker(generation=11, reason="killed"))
+        (row,) = await gateway.outputs()
+        assert (row[:2], of(row, "finish_reason")) == (["a", []], ERROR)
+        decoder.say(output(leg_id, [2]), output(leg_id, [3]))
+        status = await node.status_with(lambda status: status.stale_outputs > 0)
+        assert (status.stale_outputs, status.failed_requests) == (2, 1)
+
+
+async def test_worker_that_vanished_before_the_supervisor_knows_is_replaced(
+    tmp_path: Path,
+) -> None:
+    async with running_node(tmp_path) as node:
+        first = await node.engine(10, Role.AGGREGATED)
+        gateway = await node.gateway(20)
+        second = await node.engine(11, Role.AGGREGATED)
+        first.vanish()
+        second.vanish()
+        third = await node.engine(12, Role.AGGREGATED)
+        for wire_id in ("a", "b", "c"):
+            gateway.add(wire_id)
+        assert [(await third.leg())[1][3] for _ in range(3)] == [{"max_tokens": 8}] * 3
+
+
+async def test_one_worker_cannot_speak_for_anothers_leg(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        prefill, decoder, gateway = await pair(node)
+        leg_id = await handed_over(prefill, decoder, gateway, "a")
+        prefill.say(output(leg_id, [666], finish_reason=0))
+        prefill.say(output(leg_id, [666]), stats={"x": 1})
+        await node.status_with(lambda status: status.rejected_frames == 1)
+        decoder.say(output(leg_id, [1]))
+        assert [row[:2] for row in await gateway.outputs()] == [["a", [1]]]
