@@ -21,6 +21,11 @@ KEEP_ALIVE_S: Final = 75
 connection pools of openai and httpx clients, which then meet a closed connection now and then."""
 
 
+SHUTDOWN_S: Final = 8
+"""How long a gateway may take after SIGTERM to write out answers whose last token it has; less
+than the supervisor waits before it kills."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExecGateway:
     """Execute ``argv`` with exactly ``env``, inheriting exactly ``pass_fds`` by their numbers."""
@@ -114,6 +119,7 @@ def rust_gateway(
         "served_model_name": list(launch.served_model_names),
         "engine_ready_timeout_secs": ENGINE_READY_TIMEOUT_S,
         "http_timeout_keep_alive": KEEP_ALIVE_S,
+        "shutdown_timeout": SHUTDOWN_S,
     }
     argv = rust_server.command(
         rust_server.find_binary(environ),
@@ -138,6 +144,8 @@ def python_gateway(launch: GatewayLaunch) -> ForkedGateway:
         engine=launch.engine,
         args=(
             *python_server.arguments(launch.engine.args, launch.listener.args),
+            "--shutdown-timeout",
+            str(SHUTDOWN_S),
             "--served-model-name",
             *launch.served_model_names,
         ),

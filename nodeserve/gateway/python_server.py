@@ -10,12 +10,9 @@ import msgspec
 
 from nodeserve.config.node import Args, ArgValue
 from nodeserve.errors import ConfigError
-from nodeserve.wire.spawn import PythonGatewaySpec
+from nodeserve.wire.spawn import GRAMMAR_BACKEND, PythonGatewaySpec
 
 API_SERVER: Final = "nodeserve.engine.vllm.api_server"
-
-GRAMMAR_BACKEND: Final = "xgrammar"
-"""Grammar backend of a node whose configuration names none; the dispatcher's default too."""
 
 ENGINE_ONLY: Final = frozenset(
     {

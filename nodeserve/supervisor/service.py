@@ -51,6 +51,7 @@ from nodeserve.wire.control import ProcessKind
 _log = logging.getLogger(__name__)
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG: a new start would end the same way
+EXIT_SOFTWARE: Final = 70
 
 
 class Supervisor:
@@ -152,10 +153,12 @@ class Supervisor:
         _log.debug("process_starting name=%s generation=%d", slot.name, generation)
         try:
             await self._spawner.spawn(slot.plan, generation)
-        except (NodeserveError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the node's life must hear of it
+            if not isinstance(error, NodeserveError):
+                _log.exception("process_not_started name=%s", slot.name)
             if self._children.get(generation) is None:
-                retryable = not isinstance(error, NodeserveError) or error.exit_code != EXIT_CONFIG
-                code = getattr(error, "exit_code", 1)
+                code = error.exit_code if isinstance(error, NodeserveError) else EXIT_SOFTWARE
+                retryable = code != EXIT_CONFIG
                 self._events.put_nowait(ProcessExited(generation, str(error), retryable, code))
             return
         stopping = self._life.of_generation(generation) is not slot or not slot.running

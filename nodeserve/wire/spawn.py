@@ -1,8 +1,14 @@
 """What a child process is told when it is born. Travels once, as msgpack, through its fork."""
 
+from typing import Final
+
 import msgspec
 
 from nodeserve.wire.control import Role
+
+GRAMMAR_BACKEND: Final = "xgrammar"
+"""The node's one grammar backend: an engine latches the first it is asked for, so that gateways,
+dispatcher and engines must agree. Source: vllm/v1/structured_output/__init__.py (0.32)."""
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +74,7 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     local_prefill_tokens: int = 0
     max_queued_requests: int = 10_000
     utility_deadline_s: float = 5.0
-    grammar_backend: str = "xgrammar"
+    grammar_backend: str = GRAMMAR_BACKEND
 
 
 class PythonGatewaySpec(msgspec.Struct, frozen=True, kw_only=True):

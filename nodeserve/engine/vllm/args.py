@@ -10,10 +10,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 
 from nodeserve.engine.vllm.environment import Platform
 from nodeserve.errors import ConfigError
-from nodeserve.wire.spawn import WorkerSpec
-
-GRAMMAR_BACKEND: Final = "xgrammar"
-"""Gateways prepare grammars for one backend and every engine must read them."""
+from nodeserve.wire.spawn import GRAMMAR_BACKEND, WorkerSpec
 
 CPU_DEFAULTS: Final[Mapping[str, Any]] = {
     "enforce_eager": True,

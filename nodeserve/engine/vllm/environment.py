@@ -61,6 +61,8 @@ def platform_environment(platform: Platform) -> dict[str, str]:
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
                 # libgomp reads it when it is loaded; each worker sets its own number later.
                 "OMP_NUM_THREADS": "1",
+                # Threads that spin between steps take the cores of the next worker.
+                "OMP_WAIT_POLICY": "PASSIVE",
                 # The supervisor has already bound the process to its CPUs.
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             }
