@@ -1,5 +1,6 @@
 """The worker side: one ROUTER that every engine connects to, and who is attached behind it."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -11,14 +12,21 @@ from nodeserve.dispatcher.metrics import EngineGauges
 from nodeserve.errors import PeerError
 from nodeserve.ids import Generation
 from nodeserve.router.messages import LegKind
-from nodeserve.wire.codec import decode_map
+from nodeserve.wire.codec import decode_map, encode
 from nodeserve.wire.control import AttachWorker, Role
-from nodeserve.wire.engine_core import generation_of, identity_of
+from nodeserve.wire.engine_core import ABORT, generation_of, identity_of
 
 _LOG: Final = logging.getLogger(__name__)
 
 HIGH_WATER_MESSAGES: Final = 10_000
 """An engine's input thread does nothing but read: who lags by so much is as good as dead."""
+
+PROBE_S: Final = 0.025
+"""How often an engine that has not said hello is looked for. ZeroMQ's own try to connect again
+comes every 100 ms."""
+
+_NOTHING: Final = encode([])
+"""An ABORT of no request: it does nothing, and only arrives where an engine listens."""
 
 
 class Worker:
@@ -57,8 +65,9 @@ class Worker:
 class WorkerTable:
     """The attached workers.
 
-    A worker is attached when the supervisor has said so and its engine has said hello on the
-    wire: before that it cannot be sent anything.
+    A worker is attached when the supervisor has said so and its engine can be sent to. It can
+    once it has said hello; but it says so once in its life, so behind a dispatcher that was
+    restarted an engine shows itself only by what can be sent to it. Make it in a running loop.
 
     Attributes:
         attached: By generation; the hot path looks in here.
@@ -77,12 +86,13 @@ class WorkerTable:
         self._waiting: dict[int, Worker] = {}
         self._connected: set[int] = set()
         self._retired: set[int] = set()
+        self._probe_timer: asyncio.TimerHandle | None = None
         self._sock = open_socket(context, zmq.ROUTER, high_water_messages=HIGH_WATER_MESSAGES)
         bind(self._sock, address)
         self._reader = Reader(self._sock, self._on_hello)
 
     def attach(self, message: AttachWorker) -> None:
-        """Take a worker in, now or as soon as its engine says hello.
+        """Take a worker in, now or as soon as its engine can be sent to.
 
         Raises:
             PeerError: Its generation was used before, or its ready response is garbage.
@@ -100,6 +110,7 @@ class WorkerTable:
             self._take_in(worker)
         else:
             self._waiting[generation] = worker
+            self._probe_later()
 
     def retire(self, generation: int) -> Worker | None:
         """Fence a generation for good; returns its worker if it was attached."""
@@ -122,7 +133,9 @@ class WorkerTable:
             self._reader.look_again()
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket and look for nobody any more."""
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
         self._reader.close()
 
     def _on_hello(self, frames: list[bytes]) -> None:
@@ -136,6 +149,27 @@ class WorkerTable:
         worker = self._waiting.pop(generation, None)
         if worker is not None:
             self._take_in(worker)
+
+    def _probe_later(self) -> None:
+        if self._probe_timer is None and self._waiting:
+            loop = asyncio.get_running_loop()
+            self._probe_timer = loop.call_later(PROBE_S, self._probe)
+
+    def _probe(self) -> None:
+        """Take in who waits and can be sent to; whoever cannot is looked for again."""
+        self._probe_timer = None
+        for generation in list(self._waiting):
+            worker = self._waiting.get(generation)
+            if worker is None:
+                continue  # taking in another one ended it
+            try:
+                self.send(worker, ABORT, _NOTHING, [])
+            except PeerError:
+                continue
+            self._connected.add(generation)
+            del self._waiting[generation]
+            self._take_in(worker)
+        self._probe_later()
 
     def _take_in(self, worker: Worker) -> None:
         self.attached[worker.generation] = worker

@@ -46,6 +46,9 @@ FIELDS = WireFields(
 encode = msgspec.msgpack.encode
 decode = msgspec.msgpack.decode
 
+PROBE = [ABORT, encode([])]
+"""What asks an engine whether it is there."""
+
 
 def request(wire_id: str, prompt: list[int] | None = None, **sampling: Any) -> list[Any]:
     """Return an EngineCoreRequest as vLLM writes it."""
@@ -131,8 +134,10 @@ class FakeEngine:
         await self.node.told(control.WorkerServing(generation=self.generation))
 
     async def next(self, kind: bytes) -> Any:
-        """Return the payload of the next message, which is of this kind."""
+        """Return the payload of the next message but probes, which is of this kind."""
         frames = await self.inbox.next()
+        while frames == PROBE:
+            frames = await self.inbox.next()
         assert frames[0] == kind, frames
         return decode(frames[1])
 

@@ -14,7 +14,7 @@ from nodeserve.errors import PeerError
 from nodeserve.wire import control
 from nodeserve.wire.control import AttachWorker, Role, WorkerReady
 from nodeserve.wire.engine_core import ABORT, identity_of
-from tests.dispatcher.fakes import FIELDS, WITHIN_S, Inbox, encode, running_node
+from tests.dispatcher.fakes import FIELDS, PROBE, WITHIN_S, Inbox, encode, running_node
 
 
 def attach(generation: int, ready: bytes | None = None, max_model_len: int = 100) -> AttachWorker:
@@ -42,23 +42,48 @@ def context() -> Iterator["zmq.Context[zmq.Socket[bytes]]"]:
     context.destroy(linger=0)
 
 
-async def test_only_an_engine_that_said_hello_can_be_sent_to(context, tmp_path: Path) -> None:
+async def test_engine_that_says_hello_is_attached_and_can_be_sent_to(
+    context, tmp_path: Path
+) -> None:
     attached: asyncio.Queue[Worker] = asyncio.Queue()
     address = f"ipc://{tmp_path}/i"
     table = WorkerTable(context, address, attached.put_nowait)
-    table.attach(attach(7))
-    assert table.attached == {}
     with pytest.raises(PeerError, match="w7 generation 7"):
         table.send(Worker(attach(7)), ABORT, b"", [])
     engine = open_socket(context, zmq.DEALER, identity=identity_of(7))
     engine.connect(address)
     inbox = Inbox(engine)
     engine.send(encode({"ready": 1}))
+    table.attach(attach(7))
     async with asyncio.timeout(WITHIN_S):
         worker = await attached.get()
     table.send(worker, ABORT, b"payload", [b"aux"])
-    assert await inbox.next() == [ABORT, b"payload", b"aux"]
+    frames = await inbox.next()
+    assert (await inbox.next() if frames == PROBE else frames) == [ABORT, b"payload", b"aux"]
     inbox.reader.close()
+    table.close()
+
+
+async def test_engine_that_said_hello_to_an_earlier_dispatcher_is_found_once_it_is_back(
+    context, tmp_path: Path
+) -> None:
+    attached: asyncio.Queue[Worker] = asyncio.Queue()
+    address = f"ipc://{tmp_path}/i"
+    table = WorkerTable(context, address, attached.put_nowait)
+    table.attach(attach(7))
+    table.attach(attach(8))
+    table.retire(8)
+    assert table.attached == {}
+    engines = [open_socket(context, zmq.DEALER, identity=identity_of(n)) for n in (7, 8)]
+    for engine in reversed(engines):
+        engine.connect(address)
+    inbox = Inbox(engines[0])
+    async with asyncio.timeout(WITHIN_S):
+        assert (await attached.get()).generation == 7
+    assert await inbox.next() == PROBE
+    assert list(table.attached) == [7]
+    inbox.reader.close()
+    engines[1].close()
     table.close()
 
 
