@@ -1,9 +1,11 @@
-"""What every test shares: how long one may take, and when it cannot run here."""
+"""What every test shares: its loop, how long it may take, and when it cannot run here."""
 
 import importlib.util
+import inspect
 from pathlib import Path
 
 import pytest
+import uvloop
 
 _NODE_TIMEOUT_S = 300.0
 """A real engine or a whole node starts in about 10 s; a loaded two-core machine takes longer."""
@@ -30,3 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="vLLM is not installed; run scripts/setup"))
         if _rank(item) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_NODE_TIMEOUT_S))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a coroutine test to its end in a fresh loop, the one that the product uses."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    uvloop.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -118,7 +119,7 @@ class Daemon:
         assert response.status_code == 200, response.text
         return dict(response.json())
 
-    @property
+    @cached_property
     def model(self) -> str:
         """The name that clients call the model."""
         return self.status().served_model_name

@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +14,8 @@ import httpx
 from nodeserve.config.node import GatewayKind
 from tests.conformance.gateway.answers import events
 from tests.conformance.gateway.capabilities import Capability
+from tests.support.daemon import daemon
 
-READY: Final = "nodeserve is ready"
-START_DEADLINE_S: Final = 180.0
-STOP_DEADLINE_S: Final = 30.0
 LAYOUTS: Final = {
     "aggregated": ("--aggregated", "1"),
     "1p1d": ("--prefill", "1", "--decode", "1"),
@@ -92,39 +88,8 @@ class Node:
 @contextmanager
 def running(gateway: GatewayKind, layout: str, *, model: Path, folder: Path) -> Iterator[Node]:
     """Start a node by the CLI; leave the block and it is stopped by SIGTERM, with status 0."""
-    socket = folder / "api.sock"
-    argv = [sys.executable, "-m", "nodeserve.cli.main", "serve", str(model), *LAYOUTS[layout]]
-    argv += ["--gateway", gateway, "--socket", str(socket), "--", *ENGINE]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        _wait_until_ready(process)
-        transport = httpx.HTTPTransport(uds=str(socket))
-        with httpx.Client(transport=transport, base_url="http://node", timeout=60) as client:
-            served = client.get("/v1/models").json()["data"][0]["id"]
-            yield Node(gateway, layout, socket, client, served)
-        process.terminate()
-        assert process.wait(STOP_DEADLINE_S) == 0
-    finally:
-        process.kill()
-        process.wait(STOP_DEADLINE_S)
-
-
-def _wait_until_ready(process: subprocess.Popen[str]) -> None:
-    said: list[str] = []
-    ready = threading.Event()
-
-    def read() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            said.append(line)
-            if READY in line:
-                ready.set()
-        ready.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    began_s = time.monotonic()
-    in_time = ready.wait(START_DEADLINE_S)
-    took_s = time.monotonic() - began_s
-    text = "".join(said[-40:])
-    assert in_time, f"not ready after {took_s:.0f} s:\n{text}"
-    assert any(READY in line for line in said), f"ended before it was ready:\n{text}"
+    words = (str(model), *LAYOUTS[layout], "--gateway", gateway, "--", *ENGINE)
+    with daemon(folder, *words) as started:
+        started.wait_ready()
+        yield Node(gateway, layout, started.socket, started.client, started.model)
+        assert started.stop() == 0
