@@ -16,6 +16,8 @@ from nodeserve.config.load import Flags, Surroundings, load_config
 from nodeserve.config.node import GatewayKind, NodeConfig
 from nodeserve.config.show import to_toml
 from nodeserve.device.topology import read_topology
+from nodeserve.engine.vllm import environment
+from nodeserve.engine.vllm.environment import Platform
 from nodeserve.perf_model.roofline import GPUS
 from nodeserve.supervisor.main import run
 
@@ -67,8 +69,9 @@ class ServeCommand(click.Command):
 def command(ctx: click.Context, /, **given: object) -> None:
     """Serve MODEL, a directory in Hugging Face format, until stopped.
 
-    Without counts, half of the GPUs compute prompts and half generate; a machine without GPUs
-    gets one worker of each. As soon as one count is given, the others are 0.
+    Without counts, each GPU gets a worker that does both; of simulated GPUs, half compute prompts
+    and half generate; a machine without GPUs gets one worker of each. As soon as one count is
+    given, the others are 0.
 
     What follows -- are arguments of `vllm serve`, such as --max-model-len 4096.
 
@@ -105,13 +108,26 @@ def serve(config: NodeConfig, run_node: Callable[[NodeConfig], int]) -> int:
     """Check what only matters when the node really starts, then run it; return its exit code.
 
     Raises:
-        ConfigError: vLLM is missing or of another version, or a directory can't be used.
+        ConfigError: vLLM is missing, of another version or unable to do a worker's role, or a
+            directory can't be used.
     """
     python = any(listener.gateway is GatewayKind.PYTHON for listener in config.listeners)
     if config.simulate is None or python:
         release.check_vllm(release.installed_vllm_version(), release.pinned_vllm_version())
+    if config.simulate is None:
+        require_roles(config, environment.find_vllm()[0])
     for listener in config.listeners:
         if listener.socket is not None:
             paths.prepare_directory(Path(listener.socket).parent, os.getuid())
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return run_node(config)
+
+
+def require_roles(config: NodeConfig, platform: Platform) -> None:
+    """Refuse roles that no engine on ``platform`` can take, before anything starts.
+
+    Raises:
+        ConfigError: Naming the first such worker.
+    """
+    for worker in config.workers:
+        environment.needs_connector(platform, worker.name, worker.role)

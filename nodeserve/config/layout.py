@@ -30,10 +30,19 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
         return any(getattr(self, name) is not None for name in self.__struct_fields__)
 
 
+def whole_wish(wish: Wish, num_gpus: int) -> Wish:
+    """Return ``wish``, or where it gives no count, every GPU for workers that do both."""
+    if not wish.prefill is wish.decode is wish.aggregated is None:
+        return wish
+    count = max(1, num_gpus // max(1, wish.tp_decode or 1))
+    return msgspec.structs.replace(wish, aggregated=count)
+
+
 def wished_tables(wish: Wish, num_gpus: int, num_cpus: int) -> tuple[WorkersTable, ...]:
     """Return the workers that the flags, or the machine alone, ask for.
 
-    With no count given, half of the GPUs prefill and half decode; one GPU does both. Without
+    For workers that can hand KV over; ``whole_wish`` is for those that cannot. With no count
+    given, half of the GPUs prefill and half decode; one GPU does both. Without
     GPUs, two CPUs or more give one worker of each, and one CPU a worker that does both. As
     soon as one count is given, roles without one have none.
     """

@@ -12,7 +12,7 @@ import msgspec
 from nodeserve.config import paths
 from nodeserve.config.facts import Cpu, Gpu, ModelFacts, Topology
 from nodeserve.config.features import ON_COMMAND_LINE, refuse_args, refuse_model
-from nodeserve.config.layout import Wish, place_workers, wished_tables
+from nodeserve.config.layout import Wish, place_workers, whole_wish, wished_tables
 from nodeserve.config.listeners import ListenerDefaults, resolve_listeners
 from nodeserve.config.model import default_names, find_model
 from nodeserve.config.node import (
@@ -34,6 +34,9 @@ from nodeserve.wire.spawn import KvSpec
 COMMAND_LINE: Final = "command line"
 
 _SYSTEM: Final = re.compile(r"^(?P<count>[1-9]\d{0,2})x(?P<gpu>[a-z0-9][a-z0-9.-]*)$")
+
+_SIMULATED: Final = "simulated-"
+"""What the UUIDs of GPUs that are not there begin with."""
 
 _PREFILL_BATCH_TOKENS: Final = 16_384
 """What a prefill GPU computes in one step; vLLM's own 8,192 spares decodes that it has none of."""
@@ -185,7 +188,7 @@ def simulated_topology(system: str) -> Topology:
     gpus = [
         Gpu(
             index=index,
-            uuid=f"simulated-{index}",
+            uuid=f"{_SIMULATED}{index}",
             name=found["gpu"],
             memory_bytes=0,
             numa_node=index * 2 // count,
@@ -219,7 +222,10 @@ def _workers(
         )
     elif not tables:
         at = problems.of(COMMAND_LINE)
-        tables = wished_tables(flags.wish, len(topology.gpus), len(topology.cpus))
+        wish = flags.wish
+        if any(not gpu.uuid.startswith(_SIMULATED) for gpu in topology.gpus):
+            wish = whole_wish(wish, len(topology.gpus))  # KV in GPU memory has no transport yet
+        tables = wished_tables(wish, len(topology.gpus), len(topology.cpus))
     on_gpu = bool(topology.gpus)
     workers = []
     for worker in place_workers(tables, topology, at):
@@ -229,7 +235,7 @@ def _workers(
             **worker.args,
             **extra,
         }
-        simulated = any(uuid.startswith("simulated-") for uuid in worker.gpu_uuids)
+        simulated = any(uuid.startswith(_SIMULATED) for uuid in worker.gpu_uuids)
         uuids = () if simulated else worker.gpu_uuids
         workers.append(msgspec.structs.replace(worker, args=args, gpu_uuids=uuids))
     return tuple(workers)

@@ -337,6 +337,7 @@ class NodeLife:
                 return self._stop(slot, now_s)
 
     def _change_role(self, slot: Slot, role: Role) -> list[Command]:
+        slot.require_role(role)
         slot.role = role
         if not slot.attached:
             return []

@@ -4,9 +4,10 @@ import enum
 from dataclasses import dataclass, field
 from typing import Final
 
+from nodeserve.errors import ConfigError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.process import Phase, ProcessLife
-from nodeserve.wire.control import ProcessKind, Role, WorkerReady
+from nodeserve.wire.control import HANDOFF, ProcessKind, Role, WorkerReady
 
 NO_GENERATION: Final = Generation(0)
 """What a slot holds before its first process; generations count from 1."""
@@ -71,6 +72,24 @@ class Slot:
         self.attached = self.draining = False
         self.ready = self.detail = self.drain_deadline_s = None
         self.after_stop = AfterStop.STAY_DOWN
+
+    def require_role(self, role: Role) -> None:
+        """Refuse a role for which the engine lacks the handoff, or may lack it.
+
+        Raises:
+            ConfigError: With what to do instead.
+        """
+        if role is Role.AGGREGATED:
+            return
+        if self.ready is None:
+            text = f"worker {self.name} is {self.state()}; wait until it is ready, or restart it"
+            raise ConfigError(text)
+        if HANDOFF not in self.ready.features:
+            text = (
+                f"worker {self.name} cannot {role}: its engine has no way to hand KV over in this "
+                "release; leave it aggregated"
+            )
+            raise ConfigError(text)
 
     def state(self) -> str:
         """The phase, or ``draining``: what `status` shows."""

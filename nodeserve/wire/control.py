@@ -10,9 +10,12 @@ from typing import Final
 
 import msgspec
 
+HANDOFF: Final = "handoff"
+"""The feature of an engine that can hand its KV over and take a peer's."""
+
 
 class Role(enum.StrEnum):
-    """What a worker is used for. Roles are routing: every engine can do all three."""
+    """What a worker is used for. Roles are routing: an engine with HANDOFF can do all three."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -66,6 +69,7 @@ class WorkerReady(_Message, frozen=True, kw_only=True):
     ``ready`` is the engine's EngineCoreReadyResponse, msgpack, as vLLM encodes it.
     ``kv_events_endpoint`` is the ``ipc://`` address of its KV event publisher, or None.
     ``kv_block_bytes`` is what one block holds over all layers and all ranks.
+    ``features`` are what not every engine can do: HANDOFF.
     """
 
     name: str

@@ -1,12 +1,15 @@
 import json
 import logging
 
+import msgspec
 import pytest
 
-from nodeserve.cli.serve import flags_from, serve, surroundings
+from nodeserve.cli.serve import flags_from, require_roles, serve, surroundings
 from nodeserve.config.layout import Wish
 from nodeserve.config.load import Flags, load_config
 from nodeserve.config.node import GatewayKind
+from nodeserve.engine.vllm.environment import Platform
+from nodeserve.errors import ConfigError
 
 
 @pytest.fixture
@@ -62,6 +65,15 @@ def test_values_of_click_become_flags():
         wish=Wish(prefill=2),
         vllm_args=("--x",),
     )
+
+
+def test_roles_that_gpus_cannot_take_yet_are_refused_before_anything_starts(model):
+    given = Flags(model=str(model), simulate="2xh100-sxm")
+    with pytest.raises(ConfigError, match="worker prefill-0 is to prefill"):
+        require_roles(load_config(given, surroundings()), Platform.CUDA)
+    require_roles(load_config(given, surroundings()), Platform.CPU)
+    whole = msgspec.structs.replace(given, wish=Wish(aggregated=2))
+    require_roles(load_config(whole, surroundings()), Platform.CUDA)
 
 
 def test_the_node_runs_with_its_directory_made(model, tmp_path):

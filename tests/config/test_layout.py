@@ -1,7 +1,7 @@
 import pytest
 
 from nodeserve.config.facts import Cpu, Topology
-from nodeserve.config.layout import Wish, place_workers, wished_tables
+from nodeserve.config.layout import Wish, place_workers, whole_wish, wished_tables
 from nodeserve.config.problems import Problems
 from nodeserve.config.schema import WorkersTable
 from nodeserve.wire.control import Role
@@ -41,6 +41,21 @@ def errors(tables, node):
 )
 def test_counts_follow_the_flags_and_else_the_machine(wish, num_gpus, num_cpus, expected):
     tables = wished_tables(wish, num_gpus, num_cpus)
+    assert [(table.role, table.count, table.tp) for table in tables] == expected
+
+
+@pytest.mark.parametrize(
+    ("wish", "num_gpus", "expected"),
+    [
+        (Wish(), 8, [(A, 8, 1)]),
+        (Wish(tp_decode=4), 8, [(A, 2, 4)]),
+        (Wish(tp_decode=4), 2, [(A, 1, 4)]),
+        (Wish(aggregated=2, tp_decode=2), 8, [(A, 2, 2)]),
+        (Wish(prefill=1, decode=1), 8, [(P, 1, 1), (D, 1, 1)]),
+    ],
+)
+def test_workers_that_cannot_hand_over_do_both_unless_flags_say_otherwise(wish, num_gpus, expected):
+    tables = wished_tables(whole_wish(wish, num_gpus), num_gpus, 2)
     assert [(table.role, table.count, table.tp) for table in tables] == expected
 
 

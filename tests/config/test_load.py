@@ -63,6 +63,13 @@ def test_arguments_add_up_from_role_to_command_line(load):
     assert decode.args == {"max_model_len": 1000, "dtype": "float32", "block_size": 64}
 
 
+def test_gpus_of_this_machine_do_both_until_kv_in_their_memory_can_be_handed_over(load):
+    workers = load(node=node_of(4, 2)).workers
+    assert [(worker.name, worker.gpu_uuids) for worker in workers] == [
+        (f"aggregated-{n}", (f"GPU-{n}",)) for n in range(4)
+    ]
+
+
 def test_front_end_arguments_after_the_dashes_reach_every_listener(load):
     config = load(
         listen="127.0.0.1:8000",

@@ -73,7 +73,7 @@ class Node:
     def exits(self, name, *, cause="killed by SIGKILL", retryable=True, exit_code=137):
         return self.tell(ProcessExited(self.generation(name), cause, retryable, exit_code))
 
-    def engine_ready(self, name):
+    def engine_ready(self, name, features=("handoff",)):
         ready = WorkerReady(
             name=name,
             generation=self.generation(name),
@@ -83,6 +83,7 @@ class Node:
             num_gpu_blocks=100,
             kv_block_bytes=1,
             max_model_len=100,
+            features=features,
         )
         return self.tell(EngineReady(ready))
 
@@ -308,6 +309,15 @@ def test_a_role_change_re_initialises_nothing_and_survives_a_restart(node):
     node.tell(TimeElapsed(), at_s=0.5)
     (attach,) = told(node.engine_ready("decode-0"))
     assert attach.role is Role.PREFILL
+
+
+def test_a_role_that_the_engine_cannot_take_is_refused_and_changes_nothing(node):
+    node.up()
+    node.engine_ready("decode-0", features=())
+    with pytest.raises(ConfigError, match="worker decode-0 cannot prefill"):
+        node.tell(RoleAsked("decode-0", Role.PREFILL))
+    assert node.life.slots["decode-0"].role is Role.DECODE
+    assert len(told(node.tell(RoleAsked("decode-0", Role.AGGREGATED)))) == 1
 
 
 def test_a_worker_that_does_not_exist_is_refused_with_the_names_that_do(node):

@@ -25,9 +25,9 @@ def make_model(folder: str) -> None:
     tiny_model.make(folder)
 
 
-def configure(specs: list[WorkerSpec], pipe: Connection) -> None:
+def configure(specs: list[tuple[WorkerSpec, Platform]], pipe: Connection) -> None:
     """Answer with what vLLM's configuration of each spec comes to: facts, or a refusal."""
-    pipe.send([_configured(spec) for spec in specs])
+    pipe.send([_configured(spec, platform) for spec, platform in specs])
 
 
 def sum_reports(reports: list[tuple[int, float, int]], pipe: Connection) -> None:
@@ -36,17 +36,18 @@ def sum_reports(reports: list[tuple[int, float, int]], pipe: Connection) -> None
     pipe.send(dataclasses.astuple(functools.reduce(LoadReport.aggregate, ranks)))
 
 
-def _configured(spec: WorkerSpec) -> object:
+def _configured(spec: WorkerSpec, platform: Platform) -> object:
     try:
-        config = args.vllm_config(spec, Platform.CPU)
+        transfer = args.transfer_config(spec, platform)
+        config = args.vllm_config(spec, platform, transfer)
     except NodeserveError as error:
         return type(error).__name__, str(error)
-    transfer = config.kv_transfer_config
+    kept = config.kv_transfer_config
     return {
-        "connector": transfer.kv_connector,
-        "role": transfer.kv_role,
-        "policy": transfer.kv_load_failure_policy,
-        "extra": transfer.kv_connector_extra_config,
+        "connector": kept and kept.kv_connector,
+        "role": kept and kept.kv_role,
+        "policy": kept and kept.kv_load_failure_policy,
+        "extra": kept and kept.kv_connector_extra_config,
         "events": config.kv_events_config.endpoint,
         "executor": config.parallel_config.distributed_executor_backend,
         "grammar": config.structured_outputs_config.backend,
@@ -59,10 +60,19 @@ def _configured(spec: WorkerSpec) -> object:
 def run_engine(spec_bytes: bytes, pipe: Connection) -> None:
     """Start the spec's engine, answer with its WorkerReady or an error, and run it to SIGTERM."""
     spec = msgspec.msgpack.decode(spec_bytes, type=WorkerSpec)
+    _run(VllmEngine(spec, lambda _: None), spec, pipe)
+
+
+def run_engine_without_connector(spec_bytes: bytes, pipe: Connection) -> None:
+    """Do the same with an engine that hands nothing over, as on GPUs."""
+    spec = msgspec.msgpack.decode(spec_bytes, type=WorkerSpec)
+    _run(VllmEngine(spec, lambda _: None, lambda *_: None), spec, pipe)
+
+
+def _run(engine: VllmEngine, spec: WorkerSpec, pipe: Connection) -> None:
     log = os.open(Path(spec.runtime_dir) / f"{spec.name}.log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    engine = VllmEngine(spec, lambda _: None)
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     try:
         pipe.send_bytes(control.encode(engine.start()))

@@ -6,6 +6,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from nodeserve.engine.vllm import preload
+from nodeserve.engine.vllm.environment import Platform
 from nodeserve.wire.spawn import WorkerSpec
 
 
@@ -18,7 +19,11 @@ def missing_modules(pipe: Connection) -> None:
     pipe.send([name for name in preload.modules() if name not in sys.modules])
 
 
-def configure(specs: list[WorkerSpec], pipe: Connection) -> None:
+def run_engine_without_connector(spec_bytes: bytes, pipe: Connection) -> None:
+    _child().run_engine_without_connector(spec_bytes, pipe)
+
+
+def configure(specs: list[tuple[WorkerSpec, Platform]], pipe: Connection) -> None:
     _child().configure(specs, pipe)
 
 

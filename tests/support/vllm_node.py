@@ -7,7 +7,7 @@ neither torch nor vLLM.
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -112,10 +112,12 @@ class VllmNode:
 
     def start(self, spec: WorkerSpec) -> None:
         """Start an engine; ``wait_ready`` waits for it."""
+        self.start_as(vllm_entry.run_engine, spec)
+
+    def start_as(self, target: Callable[[bytes, Any], None], spec: WorkerSpec) -> None:
+        """Start an engine by an entry of its own."""
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=vllm_entry.run_engine, args=(msgspec.msgpack.encode(spec), theirs)
-        )
+        process = self._context.Process(target=target, args=(msgspec.msgpack.encode(spec), theirs))
         process.start()
         self.processes[spec.generation], self._pipes[spec.generation] = process, ours
         theirs.close()

@@ -11,7 +11,7 @@ from nodeserve.engine.simulated.loop import OUTPUT_HIGH_WATER, EngineLoop, Socke
 from nodeserve.engine.simulated.sizing import size_engine
 from nodeserve.engine.simulated.wire import FIELDS
 from nodeserve.errors import InvariantError
-from nodeserve.wire.control import WorkerReady
+from nodeserve.wire.control import HANDOFF, WorkerReady
 from nodeserve.wire.spawn import WorkerSpec
 
 
@@ -67,7 +67,7 @@ class SimulatedEngine:
             kv_block_bytes=sizing.limits.block_bytes,
             max_model_len=sizing.max_model_len,
             kv_events_endpoint=spec.kv_events_address,
-            features=("handoff",),
+            features=(HANDOFF,),
         )
 
     def run(self) -> None:

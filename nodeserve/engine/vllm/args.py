@@ -8,7 +8,7 @@ from typing import Any, Final
 from vllm.config import KVEventsConfig, KVTransferConfig, StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
-from nodeserve.engine.vllm.environment import Platform
+from nodeserve.engine.vllm.environment import Platform, needs_connector
 from nodeserve.errors import ConfigError
 from nodeserve.wire.spawn import GRAMMAR_BACKEND, WorkerSpec
 
@@ -50,8 +50,15 @@ ONE: Final = (
 """Sizes that must be 1: a handoff is one KV pool per tensor parallel rank."""
 
 
-def vllm_config(spec: WorkerSpec, platform: Platform) -> VllmConfig:
+def vllm_config(
+    spec: WorkerSpec, platform: Platform, transfer: KVTransferConfig | None
+) -> VllmConfig:
     """Return vLLM's configuration for one worker. Reads the model's own config files.
+
+    Args:
+        spec: What the worker was told at birth.
+        platform: What the installed vLLM computes on.
+        transfer: How the engine hands KV over; None for not at all.
 
     Raises:
         ConfigError: An argument is unknown, not the operator's to set, does not work behind a
@@ -61,6 +68,7 @@ def vllm_config(spec: WorkerSpec, platform: Platform) -> VllmConfig:
     require_supported(given)
     defaults = dict(CPU_DEFAULTS) if platform is Platform.CPU else {}
     arguments = {"enable_prefix_caching": True, **defaults, **given, **_owned(spec)}
+    arguments["kv_transfer_config"] = transfer
     grammar = _grammar(given.get("structured_outputs_config"))
     try:
         arguments["structured_outputs_config"] = StructuredOutputsConfig(**grammar)
@@ -71,6 +79,29 @@ def vllm_config(spec: WorkerSpec, platform: Platform) -> VllmConfig:
         raise ConfigError(text) from error
     _require_generation(config)
     return config
+
+
+def transfer_config(spec: WorkerSpec, platform: Platform) -> KVTransferConfig | None:
+    """Return how a worker's engine hands KV over; None where it cannot and need not.
+
+    Raises:
+        ConfigError: It cannot and its role needs it.
+    """
+    if not needs_connector(platform, spec.name, spec.role):
+        return None
+    return KVTransferConfig(
+        kv_connector="NodeserveConnector",
+        kv_connector_module_path="nodeserve.engine.vllm.connector",
+        # Prefill or decode is a matter of routing: every worker can do both.
+        kv_role="kv_both",
+        # vLLM's default ends the request instead.
+        kv_load_failure_policy="recompute",
+        kv_connector_extra_config={
+            "generation": spec.generation,
+            "async_load": spec.kv.async_load,
+            "lease_ttl_s": spec.kv.lease_ttl_s,
+        },
+    )
 
 
 def require_supported(arguments: Mapping[str, Any]) -> None:
@@ -113,19 +144,6 @@ def _owned(spec: WorkerSpec) -> dict[str, Any]:
         "served_model_name": [spec.engine.served_model_name],
         "tensor_parallel_size": spec.engine.tp,
         "distributed_executor_backend": "uni" if spec.engine.tp == 1 else "mp",
-        "kv_transfer_config": KVTransferConfig(
-            kv_connector="NodeserveConnector",
-            kv_connector_module_path="nodeserve.engine.vllm.connector",
-            # Prefill or decode is a matter of routing: every worker can do both.
-            kv_role="kv_both",
-            # vLLM's default ends the request instead.
-            kv_load_failure_policy="recompute",
-            kv_connector_extra_config={
-                "generation": spec.generation,
-                "async_load": spec.kv.async_load,
-                "lease_ttl_s": spec.kv.lease_ttl_s,
-            },
-        ),
     }
 
 

@@ -75,11 +75,6 @@ class SchedulerSide:
         self._load_bytes = 0
         self._load_ms = 0.0
 
-    @property
-    def block_bytes(self) -> int:
-        """What one block holds over all layers and ranks."""
-        return self._block_bytes
-
     def bind_block_pool(self, pool: BlockPool) -> None:
         """Take the pool whose reference counts pin leased blocks."""
         self._pool = pool

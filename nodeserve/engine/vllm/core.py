@@ -2,7 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from vllm.config import VllmConfig
@@ -15,6 +15,16 @@ from nodeserve.engine.vllm.connector import NodeserveConnector
 from nodeserve.engine.vllm.connector_scheduler import SchedulerSide
 from nodeserve.errors import InvariantError
 from nodeserve.wire.control import WireFields
+
+NO_HANDOFFS: Final = {
+    "leased": 0,
+    "loads": 0,
+    "load_failures": 0,
+    "load_bytes": 0,
+    "load_ms": 0.0,
+    "expired": 0,
+}
+"""What an engine without the KV connector has leased and loaded."""
 
 
 class NodeEngineCore(EngineCoreProc):
@@ -54,9 +64,11 @@ class NodeEngineCore(EngineCoreProc):
         return executed
 
     @property
-    def handoffs(self) -> SchedulerSide:
-        """The scheduler's half of the KV connector: leases and loads."""
+    def handoffs(self) -> SchedulerSide | None:
+        """The scheduler's half of the KV connector: leases and loads; None without one."""
         connector = self.scheduler.get_kv_connector()
+        if connector is None:
+            return None
         if not isinstance(connector, NodeserveConnector):
             text = f"the engine runs with the KV connector {type(connector).__name__}, not ours"
             raise InvariantError(text)
@@ -67,6 +79,15 @@ class NodeEngineCore(EngineCoreProc):
         """Requests that have not finished."""
         return self.scheduler.get_num_unfinished_requests()
 
+    @property
+    def kv_block_bytes(self) -> int:
+        """What one KV block holds over all layers and ranks."""
+        cache = self.scheduler.kv_cache_config
+        # Every entry names the size of the one allocation that all layers of a rank lie in.
+        rank_bytes = max((tensor.size for tensor in cache.kv_cache_tensors), default=0)
+        num_ranks = self.vllm_config.parallel_config.tensor_parallel_size
+        return rank_bytes // cache.num_blocks * num_ranks
+
     def ready_payload(self) -> bytes:
         """Return the ready message that this engine has sent to the dispatcher."""
         return msgspec.msgpack.encode(self._make_ready_response())
@@ -75,11 +96,12 @@ class NodeEngineCore(EngineCoreProc):
 
     def nodeserve_release(self, lease_ids: list) -> None:
         """End leases on this engine's KV blocks; called over the wire."""
-        self.handoffs.release(lease_ids)
+        if (handoffs := self.handoffs) is not None:
+            handoffs.release(lease_ids)
 
     def nodeserve_kv_stats(self) -> dict:
         """Return what was leased and loaded; called over the wire."""
-        return self.handoffs.stats()
+        return NO_HANDOFFS if (handoffs := self.handoffs) is None else handoffs.stats()
 
 
 def wire_fields(vllm_version: str) -> WireFields:

@@ -3,9 +3,10 @@
 import logging
 import os
 import threading
+from collections.abc import Callable
 
 import torch
-from vllm.config import VllmConfig
+from vllm.config import KVTransferConfig, VllmConfig
 from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineShutdownState
 from vllm.v1.engine.utils import SignalCallback
@@ -15,9 +16,8 @@ from nodeserve.engine.base import Progress
 from nodeserve.engine.vllm import args, environment
 from nodeserve.engine.vllm.core import NodeEngineCore, wire_fields
 from nodeserve.engine.vllm.environment import Platform
-from nodeserve.engine.vllm.kv_memory import require_transport
 from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError
-from nodeserve.wire.control import WorkerReady
+from nodeserve.wire.control import HANDOFF, WorkerReady
 from nodeserve.wire.spawn import WorkerSpec
 
 _logger = logging.getLogger(__name__)
@@ -26,10 +26,22 @@ _logger = logging.getLogger(__name__)
 class VllmEngine:
     """One vLLM engine core, in this process; with tensor parallelism, its ranks are children."""
 
-    def __init__(self, spec: WorkerSpec, progress: Progress) -> None:
-        """Remember what to run; ``progress`` is called while ``start`` works."""
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        progress: Progress,
+        transfer: Callable[[WorkerSpec, Platform], KVTransferConfig | None] = args.transfer_config,
+    ) -> None:
+        """Remember what to run.
+
+        Args:
+            spec: What the worker was told at birth.
+            progress: Called while ``start`` works.
+            transfer: Returns how the engine hands KV over, None for not at all.
+        """
         self._spec = spec
         self._progress = progress
+        self._transfer = transfer
         self._core: NodeEngineCore | None = None
         self._stopping = threading.Event()
         self._stop_core = SignalCallback(self._wake_to_stop)
@@ -49,13 +61,13 @@ class VllmEngine:
 
         Raises:
             ConfigError: vLLM is another release than the pinned one, an engine argument does not
-                work, or the model's KV cannot be handed over.
+                work, or the KV cannot be handed over though the role needs it.
             CapacityError: The device has no room for the model or its KV cache at present.
         """
         spec = self._spec
         platform, release = environment.find_vllm()
         check_vllm(release, pinned_vllm_version())
-        require_transport(platform.value)
+        transfer = self._transfer(spec, platform)
         os.environ.update(
             environment.platform_environment(platform) | environment.worker_environment(spec)
         )
@@ -63,7 +75,7 @@ class VllmEngine:
             # The forkserver loaded OpenMP with one thread; vLLM refuses later changes.
             torch.set_num_threads(environment.threads_per_rank(spec))
         self._progress("reading the model's configuration")
-        config = args.vllm_config(spec, platform)
+        config = args.vllm_config(spec, platform, transfer)
         self._progress("loading the model")
         core = self._core = self._load(config)
         _logger.info("engine_ready worker=%s blocks=%d", spec.name, _num_blocks(config))
@@ -74,12 +86,12 @@ class VllmEngine:
             ready=core.ready_payload(),
             block_size=config.cache_config.block_size,
             num_gpu_blocks=_num_blocks(config),
-            kv_block_bytes=core.handoffs.block_bytes,
+            kv_block_bytes=core.kv_block_bytes,
             max_model_len=config.model_config.max_model_len,
             kv_events_endpoint=(
                 None if config.kv_events_config is None else config.kv_events_config.endpoint
             ),
-            features=("handoff",),
+            features=() if transfer is None else (HANDOFF,),
         )
 
     def run(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from nodeserve.config.release import VLLM_DISTRIBUTIONS
 from nodeserve.errors import ConfigError
+from nodeserve.wire.control import Role
 from nodeserve.wire.spawn import WorkerSpec
 
 
@@ -39,6 +40,28 @@ def find_vllm(
         "vLLM is not installed: install nodeserve[cuda] or nodeserve[cpu], "
         "or serve simulated engines with --simulate"
     )
+
+
+def needs_connector(platform: Platform, worker: str, role: Role) -> bool:
+    """Return whether a worker's engine gets the KV connector.
+
+    Every engine does whose memory a transport of this release can share. On CUDA none can, so
+    that a worker there serves requests whole, as vLLM does by itself.
+
+    Raises:
+        ConfigError: The role is to hand KV over, and no transport can.
+    """
+    match platform, role:
+        case Platform.CPU, _:
+            return True
+        case Platform.CUDA, Role.AGGREGATED:
+            return False
+        case _:
+            text = (
+                f"worker {worker} is to {role}, but KV in GPU memory cannot be handed over in this "
+                "release; serve with --aggregated N, or hand over on CPU or with --simulate"
+            )
+            raise ConfigError(text)
 
 
 def forkserver_environment() -> dict[str, str]:

@@ -23,20 +23,6 @@ from nodeserve.transfer.base import Importer
 from nodeserve.transfer.shared_memory import TRANSPORT, SharedMemory, SharedMemoryImporter
 
 
-def require_transport(device_type: str) -> None:
-    """Refuse a device whose memory no transport of this nodeserve can share.
-
-    Raises:
-        ConfigError: Naming the transport that is missing.
-    """
-    if device_type != "cpu":
-        text = (
-            f"KV in {device_type} memory cannot be handed over: this nodeserve has the transport "
-            f"{TRANSPORT} (cpu) and not cuda_ipc; run on CPU or with --simulate"
-        )
-        raise ConfigError(text)
-
-
 def require_one_group(config: KVCacheConfig) -> None:
     """Refuse models whose KV is more than one group of full attention.
 

@@ -1,7 +1,10 @@
 """The operator's vLLM arguments: joined, or refused by name."""
 
+import msgspec
 import pytest
 
+from nodeserve.engine.vllm.environment import Platform
+from nodeserve.wire.control import Role
 from nodeserve.wire.spawn import KvSpec
 from tests.support import vllm_entry
 
@@ -28,8 +31,12 @@ def outcomes(vllm_context, node):
     """What each set of arguments comes to, all tried in one process that has vLLM."""
     ours, theirs = vllm_context.Pipe()
     specs = [node.spec(1, KvSpec(async_load=False), args) for args, _ in REFUSED]
-    specs.append(node.spec(7, KvSpec(async_load=False), {"block_size": 64}))
-    process = vllm_context.Process(target=vllm_entry.configure, args=(specs, theirs))
+    ours_alone = node.spec(7, KvSpec(async_load=False), {"block_size": 64})
+    specs += [ours_alone, ours_alone, msgspec.structs.replace(ours_alone, role=Role.PREFILL)]
+    platforms = [Platform.CPU] * (len(REFUSED) + 1) + [Platform.CUDA] * 2
+    process = vllm_context.Process(
+        target=vllm_entry.configure, args=([*zip(specs, platforms, strict=True)], theirs)
+    )
     process.start()
     assert ours.poll(60)
     received = ours.recv()
@@ -44,7 +51,7 @@ def test_an_argument_that_cannot_work_is_refused_by_name(outcomes, index) -> Non
 
 
 def test_the_node_decides_connector_events_executor_and_grammar(outcomes, node) -> None:
-    assert outcomes[-1] == {
+    assert outcomes[len(REFUSED)] == {
         "connector": "NodeserveConnector",
         "role": "kv_both",
         "policy": "recompute",
@@ -56,3 +63,14 @@ def test_the_node_decides_connector_events_executor_and_grammar(outcomes, node) 
         "block_size": 64,
         "eager": True,
     }
+
+
+def test_an_aggregated_worker_on_gpus_runs_without_a_connector(outcomes, node) -> None:
+    facts = outcomes[len(REFUSED) + 1]
+    assert (facts["connector"], facts["executor"]) == (None, "uni")
+    assert facts["events"] == f"ipc://{node.folder}/kv-7"
+
+
+def test_a_prefill_worker_on_gpus_is_refused_by_name(outcomes) -> None:
+    kind, text = outcomes[len(REFUSED) + 2]
+    assert (kind, "worker worker-7 is to prefill" in text) == ("ConfigError", True), text

@@ -6,11 +6,12 @@ import zmq
 
 from nodeserve.wire.spawn import KvSpec
 from tests.engine.vllm.conftest import ASYNC, SYNC
+from tests.support import vllm_entry
 from tests.support.vllm_node import EngineRefusedError
 
 pytestmark = pytest.mark.vllm
 
-STOPPED, REFUSED, WINDOWED = 31, 32, 33
+STOPPED, REFUSED, WINDOWED, ALONE, ONE_GROUP = 31, 32, 33, 34, 35
 
 
 def test_a_ready_engine_says_what_the_dispatcher_needs(node) -> None:
@@ -22,7 +23,7 @@ def test_a_ready_engine_says_what_the_dispatcher_needs(node) -> None:
     # 4 layers, key and value, 32 tokens, 2 heads of 64, float32.
     assert ready.kv_block_bytes == 4 * 2 * 32 * 2 * 64 * 4
     assert ready.kv_events_endpoint == f"ipc://{node.folder}/kv-{ASYNC}"
-    assert "handoff" in ready.features
+    assert ready.features == ("handoff",)
 
 
 def test_generations_differ_on_the_wire_only_in_their_identity(node) -> None:
@@ -55,6 +56,30 @@ def test_a_model_with_sliding_windows_is_refused_by_name(node) -> None:
     node.start(node.spec(WINDOWED, KvSpec(), {"hf_overrides": overrides}))
     with pytest.raises(EngineRefusedError, match=r"ConfigError.*2 KV cache groups"):
         node.wait_ready(WINDOWED)
+
+
+def test_a_model_with_sliding_windows_hands_over_as_one_group(node) -> None:
+    overrides = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 64}
+    args = {"hf_overrides": overrides, "disable_hybrid_kv_cache_manager": True}
+    node.start(node.spec(ONE_GROUP, KvSpec(), args))
+    node.wait_ready(ONE_GROUP)
+    prompt = list(range(5, 105))
+    handoff = node.prefill(ONE_GROUP, prompt)
+    assert len(handoff["blocks"]) == 4
+    node.release(handoff)
+
+
+def test_an_engine_without_the_connector_serves_whole_requests(node) -> None:
+    node.start_as(vllm_entry.run_engine_without_connector, node.spec(ALONE, KvSpec(), {}))
+    node.wait_ready(ALONE)
+    ready, other = node.ready[ALONE], node.ready[ASYNC]
+    assert ready.features == ()
+    assert (ready.kv_block_bytes, ready.num_gpu_blocks) == (other.kv_block_bytes, 512)
+    prompt = list(range(5, 105))
+    assert node.whole(ALONE, prompt, 8).tokens == node.whole(ASYNC, prompt, 8).tokens
+    assert node.call(ALONE, "nodeserve_release", [1]) is None
+    assert set(node.stats(ALONE)) == set(node.stats(ASYNC))
+    assert set(node.stats(ALONE).values()) == {0}
 
 
 def stored_hashes(subscriber: zmq.Socket[bytes]) -> set[bytes]:

@@ -60,6 +60,16 @@ def test_a_gpu_worker_sees_its_own_gpus_by_uuid() -> None:
     assert environment.worker_environment(spec) == {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}
 
 
+@pytest.mark.parametrize("role", Role)
+def test_every_role_hands_over_on_cpu_and_none_on_gpus_yet(role) -> None:
+    assert environment.needs_connector(Platform.CPU, "w", role)
+    if role is Role.AGGREGATED:
+        assert not environment.needs_connector(Platform.CUDA, "w", role)
+        return
+    with pytest.raises(ConfigError, match=rf"worker w is to {role}.*--aggregated N"):
+        environment.needs_connector(Platform.CUDA, "w", role)
+
+
 @pytest.mark.parametrize(("tp", "cpus", "threads"), [(1, 4, "4"), (2, 4, "2"), (1, 0, "1")])
 def test_a_cpu_worker_computes_with_its_share_of_threads(tp, cpus, threads) -> None:
     spec = worker(tp=tp, cpus=tuple(range(cpus)))
