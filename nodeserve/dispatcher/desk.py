@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol, assert_never
 
 from nodeserve.clock import Clock
 from nodeserve.dispatcher.gateway_link import GatewayLink
+from nodeserve.dispatcher.orphans import Orphans, request_id
 from nodeserve.dispatcher.records import ClientRequest, Leg
 from nodeserve.dispatcher.traces import Traces
 from nodeserve.dispatcher.utilities import Utilities
@@ -46,6 +47,11 @@ class Deciding(Protocol):
 
 class Outside(Protocol):
     """What the desk needs from the process around it."""
+
+    @property
+    def generation(self) -> int:
+        """The dispatcher's generation."""
+        ...
 
     def report(self, message: WorkerDrained | NodeDrained) -> None:
         """Tell the supervisor."""
@@ -105,6 +111,7 @@ class RequestDesk:
         self.clock = clock
         self._outside = outside
         self._requests: dict[RequestId, ClientRequest] = {}
+        self._orphans = Orphans(outside.generation)
         self._num_requests = 0
         self._events: deque[Event] = deque()
         self._telling = False
@@ -151,7 +158,7 @@ class RequestDesk:
         add.prompt_token_ids = None
         self._num_requests += 1
         request = ClientRequest(
-            request_id=RequestId(f"r{self._num_requests}"),
+            request_id=request_id(self._outside.generation, self._num_requests),
             wire_id=add.wire_id,
             gateway=gateway,
             add=add,
@@ -227,6 +234,13 @@ class RequestDesk:
         except PeerError as error:
             self._outside.give_up(worker, str(error))
             self.tell(WorkerLost(worker.generation))
+
+    def unknown_outputs(self, worker: Worker, leg_ids: list[str]) -> None:
+        """Take note of outputs of legs that we do not run; who runs them for nobody stops."""
+        orphans = self._orphans.take(worker.generation, leg_ids)
+        if orphans:
+            _LOG.info("orphans_aborted worker=%s legs=%d", worker.name, len(orphans))
+            self.send_worker(worker, ABORT, encode(orphans), [])
 
     def _carry_out(self, command: Command) -> None:
         match command:

@@ -67,7 +67,9 @@ class Dispatcher:
             )
         )
         self.workers = WorkerTable(self._context, spec.input_address, self._on_attached)
-        self.utilities = Utilities(self._ask, self._answer, spec.utility_deadline_s)
+        self.utilities = Utilities(
+            self._ask, self._answer, spec.utility_deadline_s, dispatcher=spec.generation
+        )
         self.desk = RequestDesk(
             self.router, self.workers, self.utilities, self.traces, clock, outside=self
         )
@@ -97,6 +99,11 @@ class Dispatcher:
         self._context.destroy(linger=0)
 
     # --------------------------------------------------------- what the desk needs of us
+
+    @property
+    def generation(self) -> int:
+        """Which of the node's dispatchers this is."""
+        return self._spec.generation
 
     def report(self, message: control.WorkerDrained | control.NodeDrained) -> None:
         """Tell the supervisor."""

@@ -116,9 +116,9 @@ class Steps:
     def _route(self, worker: Worker, codec: OutputCodec, outputs: list[Any], now_s: float) -> None:
         """Put each output into its gateway's batch under the client's id."""
         legs, id_at, tokens_at = self._legs, codec.request_id, codec.new_token_ids
-        finish_at, params_at = codec.finish_reason, codec.kv_transfer_params
+        finish_at = codec.finish_reason
         edges: list[tuple[Leg, list[Any]]] = []
-        late: list[list[Any]] = []
+        unknown: list[list[Any]] = []
         total = 0
         self._num_messages += 1
         # One output stands for its message's inter-token latency.
@@ -127,8 +127,10 @@ class Steps:
             try:
                 leg = legs.get(output[id_at])
                 if leg is None or leg.worker is not worker:
-                    if len(output) > params_at and output[params_at] is not None:
-                        late.append(output)
+                    if type(output) is list:
+                        unknown.append(output)
+                    else:
+                        self._counters.rejected_frames += 1
                 elif leg.started and (len(output) <= finish_at or output[finish_at] is None):
                     count = len(output[tokens_at])
                     total += count
@@ -138,13 +140,15 @@ class Steps:
                     leg.last_s = now_s
                     output[id_at] = leg.wire_id
                     leg.batch.append(output)
-                else:
+                elif type(output) is list:
                     edges.append((leg, output))
+                else:
+                    self._counters.rejected_frames += 1
             except (TypeError, IndexError, KeyError):
                 self._counters.rejected_frames += 1
         worker.generation_tokens += total
-        for output in late:
-            self._take_late_handoff(codec, output)
+        if unknown:
+            self._take_unknown(worker, codec, unknown)
         for leg, output in edges:
             # An earlier edge may have brought this leg's end.
             if legs.get(leg.leg_id) is leg:
@@ -252,6 +256,20 @@ class Steps:
             self._counters.rejected_frames += 1
             return None
         return handoff
+
+    def _take_unknown(self, worker: Worker, codec: OutputCodec, outputs: list[list[Any]]) -> None:
+        """Take outputs of legs that do not run here, or not any more."""
+        self._counters.stale_outputs += len(outputs)
+        running = []
+        for output in outputs:
+            if codec.field(output, codec.kv_transfer_params) is not None:
+                self._take_late_handoff(codec, output)
+            leg_id = output[codec.request_id]
+            ours = leg_id in self._legs  # of another worker, for which this one does not speak
+            going_on = codec.field(output, codec.finish_reason) is None
+            if not ours and going_on and isinstance(leg_id, str):
+                running.append(leg_id)
+        self._desk.unknown_outputs(worker, running)
 
     def _take_late_handoff(self, codec: OutputCodec, output: list[Any]) -> None:
         """A prefill leg ended as its abort was on the way: the router releases its lease."""

@@ -73,11 +73,15 @@ class Utilities:
         num_refused: Calls of methods that are not allowed.
     """
 
-    def __init__(self, ask: Ask, answer: Answer, deadline_s: float) -> None:
+    def __init__(self, ask: Ask, answer: Answer, deadline_s: float, *, dispatcher: int) -> None:
+        """Number the calls apart from those of earlier dispatchers, by our generation.
+
+        An engine may still answer a call of a dispatcher that is no more.
+        """
         self._ask = ask
         self._answer = answer
         self._deadline_s = deadline_s
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count((dispatcher << 32) + 1)
         self._pending: dict[int, _Call] = {}
         self._calls: dict[_Call, None] = {}
         self.num_refused = 0

@@ -36,7 +36,7 @@ from tests.dispatcher.fakes import FIELDS, decode, encode, of, request
 from tests.dispatcher.test_worker_link import attach
 
 GENERATION = Generation(7)
-FIRST = RequestId("r1")
+FIRST = RequestId("d3-1")
 
 
 class ScriptedRouter:
@@ -67,6 +67,8 @@ class Workers:
 
 class Outside:
     """What the process around the desk is told."""
+
+    generation = 3
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
@@ -104,7 +106,7 @@ class Setting:
         self.outside = Outside(self.workers)
         self.gateway = cast("GatewayLink", Gateway())
         self.clock = ManualClock(5.0)
-        utilities = Utilities(self.ask, lambda *_: None, 1.0)
+        utilities = Utilities(self.ask, lambda *_: None, 1.0, dispatcher=3)
         self.desk = RequestDesk(
             self.router,
             cast("WorkerTable", self.workers),
@@ -130,7 +132,7 @@ def at() -> Setting:
     return Setting()
 
 
-def start(kind: LegKind, leg: str = "r1.1", lease: int | None = None) -> StartLeg:
+def start(kind: LegKind, leg: str = "d3-1.1", lease: int | None = None) -> StartLeg:
     lease_id = LeaseId(lease) if lease is not None else None
     return StartLeg(FIRST, LegId(leg), GENERATION, kind, lease_id)
 
@@ -176,10 +178,10 @@ def test_leg_for_a_worker_that_was_just_retired_is_not_sent(at: Setting) -> None
 
 def test_abort_forgets_at_once_and_reaches_the_leg(at: Setting) -> None:
     at.add("a", start(LegKind.WHOLE))
-    at.router.replies.append([AbortLeg(LegId("r1.1"), GENERATION)])
+    at.router.replies.append([AbortLeg(LegId("d3-1.1"), GENERATION)])
     at.desk.abort(at.gateway, [encode(["a", "unknown"])])
     assert at.router.events[1:] == [RequestAborted(FIRST)]
-    assert at.workers.sent[1:] == [(7, ABORT, ["r1.1"])]
+    assert at.workers.sent[1:] == [(7, ABORT, ["d3-1.1"])]
     assert (at.desk.legs, at.gateway.requests) == ({}, {})
     assert at.workers.attached[7].unstarted[LegKind.WHOLE] == 0
 
@@ -204,7 +206,8 @@ def test_other_commands_go_where_they_belong(at: Setting) -> None:
         ]
     )
     at.desk.tell(TimeElapsed())
-    assert at.workers.sent == [(7, UTILITY, [0, 1, "nodeserve_release", [[9]]])]
+    number = (3 << 32) + 1
+    assert at.workers.sent == [(7, UTILITY, [0, number, "nodeserve_release", [[9]]])]
     assert at.outside.reports == [control.WorkerDrained(generation=7), control.NodeDrained()]
     assert at.outside.wakes == [9.5]
     assert at.outside.messages == []
@@ -217,9 +220,9 @@ def test_decode_leg_without_its_handoff_is_a_bug(at: Setting) -> None:
 
 def test_new_leg_takes_the_place_of_the_lost_one(at: Setting) -> None:
     at.add("a", start(LegKind.PREFILL))
-    at.router.replies.append([start(LegKind.PREFILL, "r1.2")])
+    at.router.replies.append([start(LegKind.PREFILL, "d3-1.2")])
     at.desk.tell(TimeElapsed())
-    assert list(at.desk.legs) == ["r1.2"]
+    assert list(at.desk.legs) == ["d3-1.2"]
     assert [kind for _, kind, _ in at.workers.sent] == [ADD, ADD]
     assert at.workers.attached[7].unstarted[LegKind.PREFILL] == 1
 

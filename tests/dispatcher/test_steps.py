@@ -27,6 +27,7 @@ BAD_OUTPUTS: list[Any] = [
     [None],
     [[]],
     [[["unhashable"], [1]]],
+    [{0: "of-nobody"}],
     [[{"a": 1}, [1]]],
 ]
 
@@ -119,6 +120,22 @@ async def test_outputs_of_generations_never_attached_are_stale(tmp_path: Path) -
         engine.say(output(leg_id, [2]))
         assert [row[:2] for row in await gateway.outputs()] == [["a", [2]]]
         assert (await node.status()).stale_outputs == 2
+
+
+async def test_legs_of_an_earlier_dispatcher_are_aborted_once_and_ours_are_only_counted(
+    tmp_path: Path,
+) -> None:
+    async with running_node(tmp_path) as node:
+        engine, gateway, leg_id = await stream(node)
+        ours = output("d1-99.1", [7])
+        ended = output("d0-8.1", [7], finish_reason=0)
+        engine.say(output("d0-9.1", [1]), ours, ended, output("d12-9.2", [1]))
+        assert await engine.aborted() == ["d0-9.1", "d12-9.2"]
+        engine.say(output("d0-9.1", [2]), ours, output(leg_id, [2]))
+        assert [row[:2] for row in await gateway.outputs()] == [["a", [2]]]
+        gateway.abort("a")
+        assert await engine.aborted() == [leg_id]
+        assert (await node.status()).stale_outputs == 6
 
 
 async def test_short_arrays_are_enough(tmp_path: Path) -> None:

@@ -14,6 +14,18 @@ from tests.dispatcher.fakes import FakeEngine, FakeGateway, FakeNode, encode, ru
 BIG_CALL_ID = (1 << 64) - 3
 
 
+async def test_answer_to_an_earlier_dispatchers_call_answers_none_of_ours(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        one, two, gateway = await three(node)
+        gateway.call(5, "get_supported_tasks")
+        number = await asked(one, "get_supported_tasks")
+        for earlier in (1, 2, 3):
+            one.answer(earlier, ["old"])
+        one.answer(number, ["generate"])
+        two.answer(await asked(two, "get_supported_tasks"), ["generate"])
+        assert await gateway.answer() == [5, None, [None, ["generate"]]]
+
+
 async def three(node: FakeNode) -> tuple[FakeEngine, FakeEngine, FakeGateway]:
     return (
         await node.engine(10, Role.PREFILL),
