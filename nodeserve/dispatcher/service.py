@@ -17,7 +17,7 @@ from nodeserve.dispatcher.steps import Steps
 from nodeserve.dispatcher.traces import Traces
 from nodeserve.dispatcher.utilities import Utilities
 from nodeserve.dispatcher.worker_link import Worker, WorkerTable, node_ready
-from nodeserve.errors import PeerError
+from nodeserve.errors import InvariantError, PeerError
 from nodeserve.ids import Generation
 from nodeserve.router.messages import (
     NodeDraining,
@@ -105,7 +105,7 @@ class Dispatcher:
         """Which of the node's dispatchers this is."""
         return self._spec.generation
 
-    def report(self, message: control.WorkerDrained | control.NodeDrained) -> None:
+    def report(self, message: control.Message) -> None:
         """Tell the supervisor."""
         self._control.send(message)
 
@@ -121,6 +121,7 @@ class Dispatcher:
         """Retire a worker that takes no message any more."""
         _LOG.error("worker_given_up worker=%s cause=%s", worker.name, cause)
         self._retire(worker.generation)
+        self.report(control.WorkerGivenUp(generation=worker.generation, reason=cause))
 
     def send(self, gateway: GatewayLink, message: list[Any], aux: list[bytes]) -> None:
         """Send to a gateway. One that does not read stops the engines, but not for long."""
@@ -129,7 +130,7 @@ class Dispatcher:
         try:
             gateway.send(message, aux)
         except PeerError as error:
-            self._end_gateway(gateway, str(error))
+            self._give_up_gateway(gateway, str(error))
             return
         if gateway.congested and gateway.congested_since_s is None:
             gateway.congested_since_s = self._clock.now_s()
@@ -168,6 +169,10 @@ class Dispatcher:
         self.desk.gateway_gone(gateway)
         gateway.close()
         self._resume_engines()
+
+    def _give_up_gateway(self, gateway: GatewayLink, cause: str) -> None:
+        self._end_gateway(gateway, cause)
+        self.report(control.GatewayGivenUp(generation=gateway.generation, reason=cause))
 
     def _greet(self) -> None:
         """Tell gateways that wait that their engine is ready, once the node can serve."""
@@ -226,22 +231,23 @@ class Dispatcher:
         fields = message.ready.fields
         try:
             codecs = self.desk.codecs or Codecs(fields, self._spec.grammar_backend)
-        except ValueError as error:
-            _LOG.error("worker_refused worker=%s cause=%s", message.name, error)
-            return
-        if codecs.fields != fields:
-            _LOG.error(
-                "worker_refused worker=%s cause=vLLM %s beside %s; restart the whole node",
-                message.name,
-                fields.vllm_version,
-                codecs.fields.vllm_version,
-            )
-            return
-        self.desk.codecs = codecs
-        try:
+            if codecs.fields != fields:
+                self._refuse(
+                    message,
+                    f"its wire is that of vLLM {fields.vllm_version}, the node's that of"
+                    f" {codecs.fields.vllm_version}; restart the whole node",
+                )
+                return
+            self.desk.codecs = codecs
             self.workers.attach(message)
-        except PeerError as error:
-            _LOG.error("worker_refused worker=%s cause=%s", message.name, error)
+        except (ValueError, PeerError) as error:
+            self._refuse(message, str(error))
+        except InvariantError as error:
+            _LOG.error("attach_ignored worker=%s cause=%s", message.name, error)
+
+    def _refuse(self, message: control.AttachWorker, cause: str) -> None:
+        _LOG.error("worker_refused worker=%s cause=%s", message.name, cause)
+        self.report(control.WorkerGivenUp(generation=message.generation, reason=cause))
 
     def _retire(self, generation: int) -> None:
         """Fence a worker's generation: nothing is sent to it, nothing it says counts."""
@@ -319,5 +325,5 @@ class Dispatcher:
             for gateway in list(self._gateways.values()):
                 since_s = gateway.congested_since_s
                 if since_s is not None and now_s - since_s > STALL_S:
-                    self._end_gateway(gateway, f"it has not read for {STALL_S:g} s")
+                    self._give_up_gateway(gateway, f"it has not read for {STALL_S:g} s")
             self.steps.refresh_gauges()

@@ -9,7 +9,7 @@ import zmq
 
 from nodeserve.bus.sockets import Reader, bind, open_socket, send_now
 from nodeserve.dispatcher.metrics import EngineGauges
-from nodeserve.errors import PeerError
+from nodeserve.errors import InvariantError, PeerError
 from nodeserve.ids import Generation
 from nodeserve.router.messages import LegKind
 from nodeserve.wire.codec import decode_map, encode
@@ -95,12 +95,13 @@ class WorkerTable:
         """Take a worker in, now or as soon as its engine can be sent to.
 
         Raises:
-            PeerError: Its generation was used before, or its ready response is garbage.
+            PeerError: Its ready response is garbage.
+            InvariantError: Its generation was attached before; nothing changed.
         """
         generation = message.generation
         if any(generation in seen for seen in (self.attached, self._waiting, self._retired)):
-            text = f"worker {message.name}: generation {generation} was attached before; ignore it"
-            raise PeerError(text)
+            text = f"worker {message.name}: generation {generation} was attached before; report it"
+            raise InvariantError(text)
         try:
             worker = Worker(message)
         except ValueError as error:

@@ -65,8 +65,8 @@ class ProcessExited:
 
 
 @dataclass(frozen=True, slots=True)
-class GatewaySick:
-    """A gateway's process lives but no longer answers HTTP."""
+class ProcessSick:
+    """A gateway's or worker's process lives but is of no use: it does not answer or not read."""
 
     generation: Generation
     cause: str
@@ -113,7 +113,7 @@ Event = (
     | WorkerEmptied
     | NodeEmptied
     | ProcessExited
-    | GatewaySick
+    | ProcessSick
     | StopAsked
     | DrainAsked
     | RestartAsked

@@ -14,12 +14,12 @@ from nodeserve.lifecycle.messages import (
     EngineReady,
     Event,
     ExitNode,
-    GatewaySick,
     KillProcess,
     NodeEmptied,
     NodeStarted,
     ProcessExited,
     ProcessReady,
+    ProcessSick,
     RestartAsked,
     RoleAsked,
     SpawnProcess,
@@ -125,8 +125,8 @@ class NodeLife:
                 return [] if slot is None else self._became_ready(slot, now_s)
             case ProcessExited():
                 return self._exited(event, now_s)
-            case GatewaySick(generation=generation, cause=cause):
-                return self._gateway_sick(generation, cause, now_s)
+            case ProcessSick():
+                return self._sick(event, now_s)
             case WorkerEmptied(generation=generation):
                 slot = self.of_generation(generation)
                 return self._stop(slot, now_s) if slot is not None and slot.draining else []
@@ -245,16 +245,15 @@ class NodeLife:
         if slot is None or not slot.running:
             return []
         expected = slot.life.phase is Phase.STOPPING
-        commands = self._detach(slot, event.cause)
+        cause = slot.sick or event.cause
+        commands = self._detach(slot, cause)
         self._apply(slot, process.Exited(retryable=event.retryable), now_s)
-        slot.attached = slot.draining = False
-        slot.drain_deadline_s = None
-        slot.detail = None if expected else event.cause
+        slot.end(None if expected else cause)
         if self.phase in (NodePhase.DRAINING, NodePhase.STOPPING):
             self._apply(slot, process.StopRequested(0), now_s)  # no restart from here on
             return commands + self._continue_stop(now_s)
         if self.phase is NodePhase.STARTING and not expected:
-            reason = f"{slot.kind} {slot.name} failed to start: {event.cause}"
+            reason = f"{slot.kind} {slot.name} failed to start: {cause}"
             self._exit = ExitNode(event.exit_code or 1, reason)
             return commands + self._stop_all(now_s, grace_s=2.0)
         if slot.kind is ProcessKind.DISPATCHER:
@@ -269,8 +268,7 @@ class NodeLife:
         if not slot.attached or not self._dispatcher_ready():
             return []
         if slot.kind is ProcessKind.WORKER:
-            message = DetachWorker(generation=slot.generation, reason=cause)
-            return [TellDispatcher(message)]
+            return [TellDispatcher(DetachWorker(generation=slot.generation, reason=cause))]
         if slot.kind is ProcessKind.GATEWAY:
             return [TellDispatcher(DetachGateway(generation=slot.generation))]
         return []
@@ -287,11 +285,14 @@ class NodeLife:
                 commands += self._apply(slot, process.StopRequested(0), now_s)
         return commands
 
-    def _gateway_sick(self, generation: Generation, cause: str, now_s: float) -> list[Command]:
-        slot = self.of_generation(generation)
+    def _sick(self, event: ProcessSick, now_s: float) -> list[Command]:
+        slot = self.of_generation(event.generation)
         if slot is None or slot.life.phase not in (Phase.STARTING, Phase.READY):
             return []
-        slot.detail, slot.after_stop = cause, AfterStop.START_AGAIN
+        if slot.kind is ProcessKind.WORKER:
+            slot.sick = event.cause  # it dies like any other: no endless quick restarts
+            return [KillProcess(slot.generation)]
+        slot.detail, slot.after_stop = event.cause, AfterStop.START_AGAIN
         return self._apply(slot, process.StopRequested(self._patience.stop_s), now_s)
 
     # ---------------------------------------------------------------- operator's wishes

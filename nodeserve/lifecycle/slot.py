@@ -48,6 +48,7 @@ class Slot:
     after_stop: AfterStop = AfterStop.STAY_DOWN
     ready: WorkerReady | None = None
     detail: str | None = None
+    sick: str | None = None
     drain_deadline_s: float | None = None
     was_ready: bool = False
 
@@ -70,7 +71,7 @@ class Slot:
         """Take note that a new incarnation is being started."""
         self.generation = generation
         self.attached = self.draining = False
-        self.ready = self.detail = self.drain_deadline_s = None
+        self.ready = self.detail = self.sick = self.drain_deadline_s = None
         self.after_stop = AfterStop.STAY_DOWN
 
     def require_role(self, role: Role) -> None:
@@ -90,6 +91,12 @@ class Slot:
                 "release; leave it aggregated"
             )
             raise ConfigError(text)
+
+    def end(self, detail: str | None) -> None:
+        """Take note that the incarnation is gone; ``detail`` is for people."""
+        self.attached = self.draining = False
+        self.drain_deadline_s = None
+        self.detail = detail
 
     def state(self) -> str:
         """The phase, or ``draining``: what `status` shows."""

@@ -12,7 +12,7 @@ from nodeserve.config.node import Listener, NodeConfig
 from nodeserve.gateway.launch import internal_sockets
 from nodeserve.gateway.probe import ProbeResult, probe_tcp, probe_unix
 from nodeserve.ids import Generation
-from nodeserve.lifecycle.messages import Event, GatewaySick, ProcessReady
+from nodeserve.lifecycle.messages import Event, ProcessReady, ProcessSick
 from nodeserve.supervisor.plan import gateway_names
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.wire.control import AttachGateway
@@ -85,7 +85,7 @@ class Gateways:
             yield inputs, outputs
 
     def begin_probing(self, name: str, generation: Generation) -> None:
-        """Report ProcessReady at the first good answer and GatewaySick when they end."""
+        """Report ProcessReady at the first good answer and ProcessSick when they end."""
         listener = self._by_name[name]
         self._probing[generation] = asyncio.create_task(self._probe(listener, generation))
 
@@ -134,7 +134,7 @@ class Gateways:
             result = await self._ask(listener)
             failures = 0 if result.serving else failures + 1
             if failures == SICK_AFTER_PROBES:
-                self._report(GatewaySick(generation, result.detail))
+                self._report(ProcessSick(generation, result.detail))
 
     @staticmethod
     async def _ask(listener: Listener) -> ProbeResult:

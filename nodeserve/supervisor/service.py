@@ -26,6 +26,7 @@ from nodeserve.lifecycle.messages import (
     NodeStarted,
     ProcessExited,
     ProcessReady,
+    ProcessSick,
     SpawnProcess,
     StopAccepting,
     StopAsked,
@@ -228,6 +229,12 @@ class Supervisor:
                 self._events.put_nowait(WorkerRouted(Generation(generation)))
             case control.WorkerDrained(generation=generation):
                 self._events.put_nowait(WorkerEmptied(Generation(generation)))
+            case (
+                control.WorkerGivenUp(generation=generation, reason=reason)
+                | control.GatewayGivenUp(generation=generation, reason=reason)
+            ):
+                cause = f"given up by the dispatcher: {reason}"
+                self._events.put_nowait(ProcessSick(Generation(generation), cause))
             case control.NodeDrained():
                 self._events.put_nowait(NodeEmptied())
             case _:
@@ -239,6 +246,8 @@ class Supervisor:
             case (
                 control.WorkerServing()
                 | control.WorkerDrained()
+                | control.WorkerGivenUp()
+                | control.GatewayGivenUp()
                 | control.GatewayServing()
                 | control.NodeDrained()
                 | control.DispatcherStatus()

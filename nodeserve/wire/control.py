@@ -122,6 +122,20 @@ class WorkerDrained(_Message, frozen=True, kw_only=True):
     generation: int
 
 
+class WorkerGivenUp(_Message, frozen=True, kw_only=True):
+    """The dispatcher cannot or may not use this worker and has fenced it; it must be replaced."""
+
+    generation: int
+    reason: str
+
+
+class GatewayGivenUp(_Message, frozen=True, kw_only=True):
+    """The dispatcher has let go of this gateway, which must be replaced."""
+
+    generation: int
+    reason: str
+
+
 class GatewayServing(_Message, frozen=True, kw_only=True):
     """The dispatcher has sent the node's ready message to this gateway."""
 
@@ -334,6 +348,8 @@ Message = (
     | DispatcherReady
     | WorkerServing
     | WorkerDrained
+    | WorkerGivenUp
+    | GatewayGivenUp
     | GatewayServing
     | AttachWorker
     | DetachWorker

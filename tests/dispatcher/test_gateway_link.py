@@ -77,6 +77,8 @@ async def test_gateway_that_does_not_read_is_ended_and_the_others_go_on(tmp_path
         assert [row[:2] for row in await other.outputs()] == [["b", [1]]]
         assert await engine.aborted() == [leg_a]
         assert list(node.dispatcher._gateways) == [21]
+        reason = "it has not read for 2 s"
+        await node.told(control.GatewayGivenUp(generation=20, reason=reason))
 
 
 async def test_gateway_that_was_slow_gets_everything_in_order(tmp_path: Path) -> None:

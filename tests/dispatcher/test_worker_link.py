@@ -10,7 +10,7 @@ import zmq
 
 from nodeserve.bus.sockets import open_socket
 from nodeserve.dispatcher.worker_link import Worker, WorkerTable, node_ready
-from nodeserve.errors import PeerError
+from nodeserve.errors import InvariantError, PeerError
 from nodeserve.wire import control
 from nodeserve.wire.control import AttachWorker, Role, WorkerReady
 from nodeserve.wire.engine_core import ABORT, identity_of
@@ -90,10 +90,10 @@ async def test_engine_that_said_hello_to_an_earlier_dispatcher_is_found_once_it_
 async def test_generation_is_never_used_twice(context, tmp_path: Path) -> None:
     table = WorkerTable(context, f"ipc://{tmp_path}/i", lambda _: None)
     table.attach(attach(7))
-    with pytest.raises(PeerError, match="generation 7 was attached before"):
+    with pytest.raises(InvariantError, match="generation 7 was attached before"):
         table.attach(attach(7))
     table.retire(7)
-    with pytest.raises(PeerError, match="generation 7 was attached before"):
+    with pytest.raises(InvariantError, match="generation 7 was attached before"):
         table.attach(attach(7))
     table.close()
 
@@ -117,7 +117,7 @@ async def test_garbage_hellos_are_counted_and_the_next_one_is_fine(tmp_path: Pat
         await node.engine(10, Role.AGGREGATED)
 
 
-async def test_worker_of_another_vllm_version_is_refused(tmp_path: Path) -> None:
+async def test_worker_of_another_vllm_version_is_refused_and_reported(tmp_path: Path) -> None:
     async with running_node(tmp_path) as node:
         await node.engine(10, Role.AGGREGATED)
         other = attach(11)
@@ -125,6 +125,24 @@ async def test_worker_of_another_vllm_version_is_refused(tmp_path: Path) -> None
         ready = msgspec.structs.replace(other.ready, fields=fields)
         node.tell(msgspec.structs.replace(other, ready=ready))
         node.tell(control.AttachWorker(name="w", generation=12, role=Role.DECODE, ready=ready))
+        assert [load.generation for load in (await node.status()).workers] == [10]
+        reason = (
+            "its wire is that of vLLM 0.33.0, the node's that of 0.32.0; restart the whole node"
+        )
+        for generation in (11, 12):
+            await node.told(control.WorkerGivenUp(generation=generation, reason=reason))
+
+
+async def test_garbage_ready_response_is_reported_and_a_second_attach_is_not(
+    tmp_path: Path,
+) -> None:
+    async with running_node(tmp_path) as node:
+        engine = await node.engine(10, Role.AGGREGATED)
+        node.attach_worker(engine)
+        node.tell(attach(11, ready=b"\xc1"))
+        heard = await node.hear()
+        assert isinstance(heard, control.WorkerGivenUp)
+        assert (heard.generation, "restart it" in heard.reason) == (11, True)
         assert [load.generation for load in (await node.status()).workers] == [10]
 
 

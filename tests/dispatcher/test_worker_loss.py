@@ -56,6 +56,10 @@ async def test_worker_that_vanished_before_the_supervisor_knows_is_replaced(
         for wire_id in ("a", "b", "c"):
             gateway.add(wire_id)
         assert [(await third.leg())[1][3] for _ in range(3)] == [{"max_tokens": 8}] * 3
+        for engine in (first, second):
+            given_up = await node.hear()
+            assert isinstance(given_up, control.WorkerGivenUp)
+            assert f"worker {engine.name} generation {engine.generation}" in given_up.reason
 
 
 async def test_one_worker_cannot_speak_for_anothers_leg(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from nodeserve.lifecycle.messages import (
     DrainAsked,
     EngineReady,
     ExitNode,
-    GatewaySick,
     KillProcess,
     NodeEmptied,
     NodeStarted,
     ProcessExited,
     ProcessReady,
+    ProcessSick,
     RestartAsked,
     RoleAsked,
     SpawnProcess,
@@ -174,7 +174,7 @@ def test_events_of_a_fenced_generation_change_nothing(node):
         WorkerRouted(old),
         WorkerEmptied(old),
         ProcessExited(old, "late", True, 1),
-        GatewaySick(old, "late"),
+        ProcessSick(old, "late"),
     ):
         assert node.tell(event) == []
     assert node.phase("decode-0") is Phase.STARTING
@@ -202,9 +202,41 @@ def test_a_dead_gateway_is_detached_and_started_again(node):
 def test_a_sick_gateway_is_stopped_and_started_again(node):
     node.up()
     old = node.generation("gateway-api")
-    assert node.tell(GatewaySick(old, "no answer")) == [TerminateProcess(old)]
+    assert node.tell(ProcessSick(old, "no answer")) == [TerminateProcess(old)]
     assert node.tell(TimeElapsed(), at_s=10.0) == [KillProcess(old)]
     assert spawned(node.exits("gateway-api")) == ["gateway-api"]
+
+
+def test_a_sick_worker_is_killed_and_its_death_counts_like_any_other(node):
+    node.up()
+    for deaths in range(1, 6):
+        old = node.generation("decode-0")
+        assert node.tell(ProcessSick(old, "does not read")) == [KillProcess(old)]
+        (detach,) = told(node.exits("decode-0"))
+        assert (detach.generation, detach.reason) == (old, "does not read")
+        assert node.life.slots["decode-0"].detail == "does not read"
+        delay_s = 0.5 * 2 ** (deaths - 1)
+        assert node.life.wake_at_s == node.now_s + delay_s
+        assert spawned(node.tell(TimeElapsed(), at_s=node.now_s + delay_s)) == ["decode-0"]
+        node.engine_ready("decode-0")
+        node.routed("decode-0")
+    node.tell(ProcessSick(node.generation("decode-0"), "does not read"))
+    node.exits("decode-0")
+    assert node.phase("decode-0") is Phase.FAILED
+
+
+def test_a_worker_that_is_refused_at_the_first_start_ends_the_node_with_the_cause(node):
+    node.tell(NodeStarted())
+    node.tell(ProcessReady(node.generation("forkserver")))
+    node.tell(ProcessReady(node.generation("dispatcher")))
+    node.engine_ready("decode-0")
+    sick = node.generation("decode-0")
+    assert node.tell(ProcessSick(sick, "vLLM 9 beside vLLM 8")) == [KillProcess(sick)]
+    node.exits("decode-0")
+    for name in ("gateway-api", "dispatcher", "prefill-0"):
+        node.exits(name)
+    (end,) = node.exits("forkserver")
+    assert "decode-0 failed to start: vLLM 9 beside vLLM 8" in end.reason
 
 
 def test_a_fork_server_that_dies_takes_nobody_along(node):

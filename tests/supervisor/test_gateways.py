@@ -6,7 +6,7 @@ import pytest
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig
 from nodeserve.errors import ConfigError
 from nodeserve.ids import Generation
-from nodeserve.lifecycle.messages import GatewaySick, ProcessReady
+from nodeserve.lifecycle.messages import ProcessReady, ProcessSick
 from nodeserve.supervisor import gateways
 from nodeserve.supervisor.gateways import Gateways
 from nodeserve.supervisor.runtime import RuntimeDirectory
@@ -64,7 +64,7 @@ def test_a_gateway_is_ready_when_it_answers_and_sick_when_it_stops(tmp_path, mon
             assert await heard.get() == ProcessReady(Generation(4))
             status[0] = "500 Broken"
             sick = await heard.get()
-        assert isinstance(sick, GatewaySick)
+        assert isinstance(sick, ProcessSick)
         assert "500" in sick.cause
         server.close()
         held.close()

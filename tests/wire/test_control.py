@@ -10,9 +10,11 @@ from nodeserve.wire import control
 from nodeserve.wire.control import (
     CommandReply,
     DispatcherStatus,
+    GatewayGivenUp,
     Quantiles,
     RequestTrace,
     StatusRequest,
+    WorkerGivenUp,
     WorkerHeartbeat,
 )
 
@@ -32,6 +34,8 @@ TRACE = RequestTrace(
         StatusRequest(),
         CommandReply(detail="x"),
         WorkerHeartbeat(generation=3, steps=1 << 40, num_requests=2),
+        WorkerGivenUp(generation=3, reason="does not read"),
+        GatewayGivenUp(generation=4, reason="does not read"),
         DispatcherStatus(call_id=1, ttft=Quantiles(count=1, p50_ms=1.5), recent=(TRACE,)),
     ],
 )
