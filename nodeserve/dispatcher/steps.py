@@ -209,8 +209,8 @@ class Steps:
             return
         request.handoff_s = now_s - request.prefilled_s
         self._traces.handoff.add(request.handoff_s, now_s=now_s)
-        # An engine that could not load computes the prompt again and says so.
-        if _count(own, "num_computed_tokens") > self._desk.block_size:
+        # An engine computes the prompt's last token in any case, and the others if it had to.
+        if _count(own, "num_computed_tokens") > 1:
             self._counters.handoffs_failed += 1
         else:
             self._counters.handoffs_completed += 1

@@ -76,6 +76,21 @@ async def test_request_prefills_hands_over_and_decodes(tmp_path: Path) -> None:
         assert (status.handoffs.leased, status.running_requests) == (0, 0)
 
 
+@pytest.mark.parametrize(("num_computed", "failed"), [(0, 0), (1, 0), (2, 1), (10, 1)])
+async def test_handoff_has_failed_when_more_than_the_last_token_is_computed_again(
+    tmp_path: Path, num_computed: int, failed: int
+) -> None:
+    async with running_node(tmp_path) as node:
+        prefill, decoder, gateway = await pair(node)
+        gateway.add("chat-1")
+        prefill.handoff((await prefill.leg())[0])
+        leg_id, _ = await decoder.leg()
+        decoder.say(output(leg_id, [1], prefill_stats={"num_computed_tokens": num_computed}))
+        await gateway.outputs()
+        handoffs = (await node.status()).handoffs
+        assert (handoffs.completed, handoffs.failed) == (1 - failed, failed)
+
+
 async def test_aggregated_worker_gets_the_request_whole(tmp_path: Path) -> None:
     async with running_node(tmp_path) as node:
         engine = await node.engine(10, Role.AGGREGATED)

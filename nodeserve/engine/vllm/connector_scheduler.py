@@ -70,6 +70,8 @@ class SchedulerSide:
         self._block_bytes = 0
         self._handoffs: dict[str, Handoff] = {}
         self._loads: list[Load] = []
+        # Requests whose load their own step waited for, with the blocks it filled.
+        self._unparked: dict[str, tuple[Request, list[int]]] = {}
         self._num_loads = 0
         self._num_load_failures = 0
         self._load_bytes = 0
@@ -124,16 +126,17 @@ class SchedulerSide:
             return
         end = self._end_token(handoff, request)
         first, behind = (end - num_tokens) // self._block_size, -(-end // self._block_size)
-        self._num_loads += 1
-        self._loads.append(
-            Load(
-                request_id=request.request_id,
-                handoff=handoff,
-                first=first,
-                blocks=blocks.get_block_ids()[0][first:behind],
-                parked=self._settings.async_load,
-            )
+        load = Load(
+            request_id=request.request_id,
+            handoff=handoff,
+            first=first,
+            blocks=blocks.get_block_ids()[0][first:behind],
+            parked=self._settings.async_load,
         )
+        self._num_loads += 1
+        self._loads.append(load)
+        if not load.parked:
+            self._unparked[load.request_id] = (request, load.blocks)
 
     def take_metadata(self) -> LoadMetadata:
         """Return what the workers must load; called in every step, so leases expire here too."""
@@ -153,12 +156,16 @@ class SchedulerSide:
             # vLLM has put an unparked load's blocks into the prefix cache already. Their owner
             # computes them again, perhaps over several steps: nobody else may hit them meanwhile.
             self._bound_pool().evict_blocks(output.invalid_block_ids)
+            for request, blocks in self._unparked.values():
+                if not output.invalid_block_ids.isdisjoint(blocks):
+                    _count_as_computed(request)
 
     # ------------------------------------------------------------------ leases
 
     def finish(self, request: Request, block_ids: tuple[list[int], ...]) -> dict[str, Any] | None:
         """Return the handoff of a finished prefill leg, its blocks pinned; None for others."""
         self._handoffs.pop(request.request_id, None)
+        self._unparked.pop(request.request_id, None)
         params = request.kv_transfer_params
         num_tokens = request.num_prompt_tokens
         if (
@@ -238,3 +245,16 @@ class SchedulerSide:
         if self._pool is None:
             raise InvariantError("vLLM has not bound its block pool to the connector")
         return self._pool
+
+
+def _count_as_computed(request: Request) -> None:
+    """Let a request's statistics say that it computes what it could not load.
+
+    vLLM takes them when it schedules a request, which for an unparked load is before the load.
+    """
+    if (stats := request.prefill_stats) is not None:
+        stats.set(
+            num_prompt_tokens=stats.num_prompt_tokens,
+            num_local_cached_tokens=stats.num_local_cached_tokens,
+            num_external_cached_tokens=0,
+        )

@@ -80,7 +80,9 @@ def test_a_load_that_fails_is_recomputed_with_the_same_tokens(
     broken = copy.deepcopy(handoff)
     corrupt(broken)
     before = node.stats(decode)["load_failures"]
-    assert node.decode(decode, prompt, MAX_TOKENS, broken).tokens == expected
+    answer = node.decode(decode, prompt, MAX_TOKENS, broken)
+    assert answer.tokens == expected
+    assert answer.prefill["num_computed_tokens"] == len(prompt)
     assert node.stats(decode)["load_failures"] == before + 1
     node.release(handoff)
     assert node.cache_is_free(decode)
