@@ -54,7 +54,7 @@ def start_front_end(binary: str, model: str, run_dir: Path) -> "subprocess.Popen
     paths = [run_dir / name for name in ("api.sock", "in.sock", "out.sock")]
     adopted = [listener(path) for path in paths]
     fds = [sock.fileno() for sock in adopted]
-    args = {"model": model, "model_tag": model, "uds": str(paths[0])}
+    args: dict[str, str | int] = {"model": model, "model_tag": model, "uds": str(paths[0])}
     args |= {"engine_ready_timeout_secs": 60, "http_timeout_keep_alive": 60}
     argv = [binary, "frontend", "--listen-fd", str(fds[0]), "--input-listener-fd", str(fds[1])]
     argv += ["--output-listener-fd", str(fds[2]), "--engine-start-index", "0"]

@@ -185,7 +185,7 @@ def print_row(name: str, shape: str, figures: Figures, against: Figures | None) 
 def bench_bare(model: Path, run_dir: Path, script: Path, repeats: int) -> dict[str, Figures]:
     """Measure the bare engine."""
     run_dir.mkdir()
-    argv = [sys.executable, str(script), find_binary(os.environ), str(model), str(run_dir)]
+    argv = [sys.executable, str(script), str(find_binary(os.environ)), str(model), str(run_dir)]
     socket, log = str(run_dir / "api.sock"), run_dir / "log"
     with running(argv, log) as process:
         first_answer(socket, str(model), process, log)

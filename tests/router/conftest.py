@@ -4,6 +4,8 @@ import pytest
 
 from nodeserve.router.messages import Command, Event
 from nodeserve.router.router import Router, RouterConfig
+from nodeserve.wire.control import Role
+from tests.router.talking import D, P, attached
 
 
 class Talk:
@@ -35,3 +37,11 @@ def talk_with() -> Iterator[Callable[[RouterConfig], Talk]]:
 @pytest.fixture
 def talk(talk_with: Callable[[RouterConfig], Talk]) -> Talk:
     return talk_with(RouterConfig())
+
+
+@pytest.fixture
+def pair(talk: Talk) -> Talk:
+    """Talk with a prefill and a decode worker."""
+    assert talk(attached(P, Role.PREFILL)) == []
+    assert talk(attached(D, Role.DECODE)) == []
+    return talk

@@ -1,10 +1,11 @@
+"""The ordinary life of requests, how they wait, and what is refused."""
+
 import pytest
 
 from nodeserve.errors import InvariantError
-from nodeserve.ids import BlockHash, Generation, LeaseId, LegId, RequestId
+from nodeserve.ids import BlockHash, LeaseId, LegId, RequestId
 from nodeserve.kv.block_hash import hash_blocks
 from nodeserve.router.messages import (
-    AbortLeg,
     BlocksRemoved,
     BlocksStored,
     FailRequest,
@@ -12,57 +13,33 @@ from nodeserve.router.messages import (
     LegKind,
     LegStarted,
     LoadReported,
-    NodeDraining,
     PrefillFinished,
     ReleaseLease,
-    ReportDrained,
-    ReportNodeDrained,
     RequestAborted,
     RequestArrived,
     RoleChanged,
     StartLeg,
     TimeElapsed,
-    WorkerAttached,
     WorkerDraining,
     WorkerLost,
 )
-from nodeserve.router.router import MAX_ABORTED_PREFILLS, RouterConfig
+from nodeserve.router.router import RouterConfig
 from nodeserve.wire.control import Role
-
-P, D, D2, A = Generation(1), Generation(2), Generation(3), Generation(4)
-R = RequestId("r1")
-LEG1, LEG2, LEG3 = LegId("r1.1"), LegId("r1.2"), LegId("r1.3")
-LEASE = LeaseId(9)
-BLOCK = 16
-
-
-def attached(generation: Generation, role: Role, *, num_blocks: int = 1000) -> WorkerAttached:
-    return WorkerAttached(generation, role, num_blocks, BLOCK, max_num_seqs=64)
-
-
-def arrived(name: str = "r1", *, blocks: int = 10, priority: int = 0) -> RequestArrived:
-    """Make a request that takes ``blocks`` in a prefill leg and one more in a decode leg."""
-    return RequestArrived(RequestId(name), blocks * BLOCK, BLOCK, priority=priority)
-
-
-@pytest.fixture
-def pair(talk):
-    """Talk with a prefill and a decode worker."""
-    assert talk(attached(P, Role.PREFILL)) == []
-    assert talk(attached(D, Role.DECODE)) == []
-    return talk
-
-
-def zero(talk) -> bool:
-    return talk.router.queued_count == talk.router.running_count == 0 and all(
-        view.reserved_blocks == view.queued_prefill_tokens == view.leases == view.decode_slots == 0
-        and view.prefill_legs == view.decode_legs == view.whole_legs == 0
-        for view in talk.router.views()
-    )
-
-
-def snapshot(talk, generation):
-    return next(view for view in talk.router.views() if view.generation == generation)
+from tests.router.talking import (
+    BLOCK,
+    D2,
+    LEASE,
+    LEG1,
+    LEG2,
+    A,
+    D,
+    P,
+    R,
+    arrived,
+    attached,
+    snapshot,
+    zero,
+)
 
 
 def test_a_request_is_prefilled_handed_over_decoded_and_over(pair):
@@ -118,247 +95,6 @@ def test_a_prompt_goes_where_its_prefix_is_cached_until_it_is_dropped(talk):
     assert placed == [D2, P, D2]
     talk(BlocksRemoved(D2, None))
     assert talk(RequestArrived(R, 64, 16, hashes))[0].generation == P
-
-
-# ------------------------------------------------------------------------------- aborts
-
-
-def test_an_abort_of_a_queued_request_needs_nothing(talk):
-    assert talk(arrived()) == []
-    assert talk.router.queued_count == 1
-    assert talk(RequestAborted(R)) == []
-    assert zero(talk)
-
-
-def test_a_handoff_under_way_at_an_abort_is_released_once(pair):
-    pair(arrived())
-    assert pair(RequestAborted(R)) == [AbortLeg(LEG1, P)]
-    assert zero(pair)
-    assert pair(PrefillFinished(LEG1, LEASE)) == [ReleaseLease(P, LEASE)]
-    assert pair(PrefillFinished(LEG1, LEASE)) == []
-    assert zero(pair)
-
-
-def test_an_aborted_prefill_that_ends_without_handoff_is_forgotten(pair):
-    pair(arrived())
-    pair(RequestAborted(R))
-    assert pair(LegFinished(LEG1)) == []
-    assert pair(PrefillFinished(LEG1, LEASE)) == []
-
-
-def test_a_late_handoff_of_a_dead_worker_is_not_released(pair):
-    pair(arrived())
-    pair(RequestAborted(R))
-    pair(WorkerLost(P))
-    assert pair(PrefillFinished(LEG1, LEASE)) == []
-
-
-def test_only_so_many_aborted_prefills_are_remembered(pair):
-    router = pair.router
-    for number in range(MAX_ABORTED_PREFILLS + 1):
-        router.handle(arrived(f"x{number}"), now_s=0.0)
-        router.handle(RequestAborted(RequestId(f"x{number}")), now_s=0.0)
-    assert pair(PrefillFinished(LegId("x0.1"), LEASE)) == []
-    assert pair(PrefillFinished(LegId("x1.1"), LEASE)) == [ReleaseLease(P, LEASE)]
-
-
-def test_an_abort_in_handoff_releases_the_lease(talk):
-    talk(attached(P, Role.PREFILL))
-    talk(attached(D, Role.DECODE, num_blocks=12))
-    talk(arrived())
-    talk(arrived("r2"))
-    assert talk(PrefillFinished(LegId("r2.1"), LEASE)) == []
-    assert talk(RequestAborted(RequestId("r2"))) == [ReleaseLease(P, LEASE)]
-    talk(RequestAborted(R))
-    assert zero(talk)
-
-
-@pytest.mark.parametrize("started", [False, True])
-def test_an_abort_while_decoding_stops_the_leg_and_holds_no_lease(pair, started):
-    pair(arrived())
-    pair(PrefillFinished(LEG1, LEASE))
-    expected = [AbortLeg(LEG2, D), ReleaseLease(P, LEASE)]
-    if started:
-        assert pair(LegStarted(LEG2)) == [expected.pop()]
-    assert pair(RequestAborted(R)) == expected
-    assert pair(LegStarted(LEG2)) == pair(LegFinished(LEG2)) == pair(RequestAborted(R)) == []
-    assert zero(pair)
-
-
-# ------------------------------------------------------------------------------- losses
-
-
-def test_a_lost_prefill_worker_sends_its_requests_to_another(pair):
-    pair(arrived())
-    assert pair(WorkerLost(P)) == [StartLeg(R, LEG2, D, LegKind.WHOLE)]
-    assert pair(LegFinished(LEG1)) == []
-
-
-def test_a_decode_worker_lost_before_output_starts_over_and_releases(pair):
-    pair(arrived())
-    pair(PrefillFinished(LEG1, LEASE))
-    assert pair(WorkerLost(D)) == [
-        ReleaseLease(P, LEASE),
-        StartLeg(R, LEG3, P, LegKind.WHOLE),
-    ]
-
-
-def test_a_decode_worker_lost_after_output_fails_the_request(pair):
-    pair(arrived())
-    pair(PrefillFinished(LEG1, LEASE))
-    pair(LegStarted(LEG2))
-    (failed,) = pair(WorkerLost(D))
-    assert failed.request_id == R
-    assert "died while answering" in failed.reason
-    assert zero(pair)
-
-
-def test_a_lost_owner_does_not_stop_the_decode_leg(pair):
-    pair(arrived())
-    pair(PrefillFinished(LEG1, LEASE))
-    assert pair(WorkerLost(P)) == []
-    assert pair(LegStarted(LEG2)) == []
-    assert pair(LegFinished(LEG2)) == []
-    assert zero(pair)
-
-
-def test_a_lost_owner_sends_a_waiting_handoff_back_to_the_queue(talk):
-    talk(attached(P, Role.PREFILL))
-    talk(attached(D, Role.DECODE, num_blocks=12))
-    talk(arrived("r0"))
-    talk(arrived())
-    talk(PrefillFinished(LEG1, LEASE))
-    commands = talk(WorkerLost(P))
-    assert commands == [StartLeg(RequestId("r0"), LegId("r0.2"), D, LegKind.WHOLE)]
-    assert talk.router.queued_count == 1
-    assert talk(LegFinished(LegId("r0.2"))) == [StartLeg(R, LEG2, D, LegKind.WHOLE)]
-
-
-def test_a_lost_slot_is_looked_for_elsewhere(pair):
-    pair(attached(D2, Role.DECODE))
-    pair(arrived())
-    assert snapshot(pair, D).decode_slots == 1
-    assert pair(WorkerLost(D)) == []
-    assert snapshot(pair, D2).decode_slots == 1
-    assert pair(PrefillFinished(LEG1, LEASE)) == [StartLeg(R, LEG2, D2, LegKind.DECODE, LEASE)]
-
-
-def test_a_handoff_with_only_its_owner_left_runs_whole_there(pair):
-    pair(arrived())
-    pair(WorkerLost(D))
-    assert pair(PrefillFinished(LEG1, LEASE)) == [
-        ReleaseLease(P, LEASE),
-        StartLeg(R, LEG2, P, LegKind.WHOLE),
-    ]
-
-
-def test_a_request_that_kills_three_workers_is_not_passed_on(talk):
-    talk(arrived())
-    for number in range(3):
-        (start,) = talk(attached(Generation(10 + number), Role.AGGREGATED))
-        assert isinstance(start, StartLeg)
-        commands = talk(WorkerLost(Generation(10 + number)))
-    (failed,) = commands
-    assert isinstance(failed, FailRequest)
-    assert "3 workers died" in failed.reason
-    assert zero(talk)
-
-
-def test_what_started_over_keeps_its_place_in_the_queue(talk):
-    talk(attached(A, Role.AGGREGATED, num_blocks=12))
-    talk(arrived("old"))
-    talk(arrived("new"))
-    assert talk(WorkerLost(A)) == []
-    starts = talk(attached(D, Role.AGGREGATED, num_blocks=12))
-    assert [start.request_id for start in starts] == ["old"]
-
-
-# ------------------------------------------------------------------------ drain and role
-
-
-def test_a_draining_worker_finishes_what_runs_and_reports_once(pair):
-    pair(attached(D2, Role.DECODE))
-    pair(arrived())
-    pair(PrefillFinished(LEG1, LEASE))
-    assert pair(WorkerDraining(D)) == []
-    (start,) = pair(arrived("r2"))
-    pair(PrefillFinished(start.leg_id, LeaseId(10)))
-    assert snapshot(pair, D2).decode_legs == 1
-    assert pair(WorkerDraining(D)) == []
-    assert pair(LegStarted(LEG2)) == [ReleaseLease(P, LEASE)]
-    assert pair(LegFinished(LEG2)) == [ReportDrained(D)]
-    assert pair(TimeElapsed()) == []
-
-
-def test_an_idle_worker_is_drained_at_once(pair):
-    assert pair(WorkerDraining(D)) == [ReportDrained(D)]
-
-
-def test_a_lease_keeps_its_owner_from_being_drained(pair):
-    pair(arrived())
-    assert pair(WorkerDraining(P)) == []
-    pair(PrefillFinished(LEG1, LEASE))
-    assert pair(LegStarted(LEG2)) == [ReleaseLease(P, LEASE), ReportDrained(P)]
-
-
-def test_a_slot_moves_away_from_a_draining_worker(pair):
-    pair(attached(D2, Role.DECODE))
-    pair(arrived())
-    assert pair(WorkerDraining(D)) == [ReportDrained(D)]
-    assert pair(PrefillFinished(LEG1, LEASE)) == [StartLeg(R, LEG2, D2, LegKind.DECODE, LEASE)]
-
-
-def test_a_handoff_on_the_last_worker_does_not_hold_up_its_drain(pair):
-    pair(arrived())
-    pair(WorkerLost(D))
-    pair(WorkerDraining(P))
-    assert pair(PrefillFinished(LEG1, LEASE)) == [ReleaseLease(P, LEASE), ReportDrained(P)]
-    assert pair.router.queued_count == 1
-    assert pair(attached(D2, Role.DECODE)) == [StartLeg(R, LEG2, D2, LegKind.WHOLE)]
-
-
-def test_a_change_of_role_loses_nothing_and_steers_what_comes(pair):
-    pair(arrived())
-    pair(PrefillFinished(LEG1, LEASE))
-    assert pair(RoleChanged(P, Role.DECODE)) == []
-    assert pair(RoleChanged(D, Role.PREFILL)) == []
-    (start,) = pair(arrived("r2"))
-    assert (start.generation, start.kind) == (D, LegKind.PREFILL)
-    assert pair(LegStarted(LEG2)) == [ReleaseLease(P, LEASE)]
-    assert pair(LegFinished(LEG2)) == []
-    (decode,) = pair(PrefillFinished(start.leg_id, LeaseId(10)))
-    assert (decode.generation, decode.kind) == (P, LegKind.DECODE)
-
-
-def test_two_workers_whose_leases_fill_each_other_do_not_wait_forever(talk):
-    one, two = Generation(1), Generation(2)
-    talk(attached(one, Role.PREFILL, num_blocks=10))
-    talk(attached(two, Role.PREFILL, num_blocks=10))
-    talk(attached(D2, Role.DECODE, num_blocks=11))
-    talk(arrived("a"))
-    talk(arrived("b"))
-    talk(WorkerLost(D2))
-    starts = talk(PrefillFinished(LegId("a.1"), LeaseId(1)))
-    starts += talk(PrefillFinished(LegId("b.1"), LeaseId(1)))
-    decoding = {(start.request_id, start.kind, start.generation) for start in starts}
-    assert decoding == {("a", LegKind.DECODE, two), ("b", LegKind.DECODE, one)}
-
-
-def test_a_draining_node_refuses_the_new_and_reports_once_when_empty(pair):
-    pair(arrived())
-    assert pair(NodeDraining()) == []
-    (refused,) = pair(arrived("r2"))
-    assert isinstance(refused, FailRequest)
-    assert "shutting down" in refused.reason
-    assert pair(RequestAborted(R)) == [AbortLeg(LEG1, P), ReportNodeDrained()]
-    assert pair(NodeDraining()) == []
-
-
-def test_an_empty_node_is_drained_at_once(talk):
-    assert talk(NodeDraining()) == [ReportNodeDrained()]
-
-
-# ------------------------------------------------------------------------------ waiting
 
 
 def test_requests_wait_for_the_first_worker(talk):
@@ -474,9 +210,6 @@ def test_a_pressed_engine_gets_more_when_its_own_queue_is_empty_again(talk):
     assert start.request_id == "r2"
     view = snapshot(talk, A)
     assert (view.running, view.waiting, view.kv_usage) == (1, 0, 0.95)
-
-
-# -------------------------------------------------------------------------------- races
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import os
 import pickle
 import signal
@@ -15,9 +16,9 @@ from nodeserve.engine.vllm import args
 from nodeserve.engine.vllm.connector_messages import LoadReport
 from nodeserve.engine.vllm.engine import VllmEngine
 from nodeserve.engine.vllm.environment import Platform
-from nodeserve.errors import NodeserveError
+from nodeserve.errors import ConfigError, NodeserveError
 from nodeserve.wire import control
-from nodeserve.wire.spawn import WorkerSpec
+from nodeserve.wire.spawn import PythonGatewaySpec, WorkerSpec
 from tests.support import tiny_model
 
 
@@ -28,6 +29,22 @@ def make_model(folder: str) -> None:
 def configure(specs: list[tuple[WorkerSpec, Platform]], pipe: Connection) -> None:
     """Answer with what vLLM's configuration of each spec comes to: facts, or a refusal."""
     pipe.send([_configured(spec, platform) for spec, platform in specs])
+
+
+def parse_front_end(specs: list[PythonGatewaySpec], keys: str, pipe: Connection) -> None:
+    """Answer with what the API server makes of each spec's arguments: facts, or a refusal."""
+    # Only a gateway loads the API server, so the forkserver has not.
+    api_server = importlib.import_module("nodeserve.engine.vllm.api_server")
+    os.environ["VLLM_API_KEY"] = keys
+    answers: list[object] = []
+    for spec in specs:
+        try:
+            parsed = api_server.parse(spec)
+        except ConfigError as error:
+            answers.append(str(error))
+        else:
+            answers.append({"model": parsed.model, "keys": parsed.api_key, "seed": parsed.seed})
+    pipe.send(answers)
 
 
 def sum_reports(reports: list[tuple[int, float, int]], pipe: Connection) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nodeserve.engine.vllm import preload
 from nodeserve.engine.vllm.environment import Platform
-from nodeserve.wire.spawn import WorkerSpec
+from nodeserve.wire.spawn import PythonGatewaySpec, WorkerSpec
 
 
 def run_engine(spec_bytes: bytes, pipe: Connection) -> None:
@@ -25,6 +25,10 @@ def run_engine_without_connector(spec_bytes: bytes, pipe: Connection) -> None:
 
 def configure(specs: list[tuple[WorkerSpec, Platform]], pipe: Connection) -> None:
     _child().configure(specs, pipe)
+
+
+def parse_front_end(specs: list[PythonGatewaySpec], keys: str, pipe: Connection) -> None:
+    _child().parse_front_end(specs, keys, pipe)
 
 
 def sum_reports(reports: list[tuple[int, float, int]], pipe: Connection) -> None:

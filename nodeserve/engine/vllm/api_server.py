@@ -47,7 +47,9 @@ def parse(spec: PythonGatewaySpec) -> Namespace:
         validate_parsed_serve_args(args)
         validate_api_server_args(args)
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"listener {spec.name}: {error}; change its arguments") from error
+        # A KeyError shows its text in quotes.
+        cause = error.args[0] if isinstance(error, KeyError) else error
+        raise ConfigError(f"listener {spec.name}: {cause}; change its arguments") from error
     return args
 
 
