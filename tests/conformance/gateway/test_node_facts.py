@@ -1,5 +1,7 @@
 """What a client does to the node: disconnects, counts, caches, and memory it may not name."""
 
+import json
+import socket
 import time
 from collections.abc import Callable
 
@@ -22,29 +24,46 @@ def becomes_true(is_so: Callable[[], bool]) -> bool:
     return True
 
 
-def test_a_client_that_leaves_stops_the_engine(node: Node) -> None:
+STORY = {
+    "prompt": "A long story that nobody waits for begins",
+    "max_tokens": 1900,
+    "ignore_eos": True,
+}
+
+
+def test_a_client_that_leaves_its_stream_stops_the_engine(node: Node) -> None:
     before = node.metric("vllm:generation_tokens_total")
-    body = {
-        "model": node.model,
-        "prompt": "A long story that nobody waits for begins",
-        "max_tokens": 1900,
-        "ignore_eos": True,
-        "stream": True,
-    }
+    body = STORY | {"model": node.model, "stream": True}
 
     with node.client.stream("POST", "/v1/completions", json=body) as response:
         first = next(response.iter_lines())
 
     assert first.startswith("data: ")
     assert becomes_true(lambda: _running(node) == 0)
-    assert becomes_true(lambda: node.metric("vllm:num_requests_running") == 0)
+    assert node.metric("vllm:generation_tokens_total") - before < 1500
+    assert node.works()
+
+
+def test_a_client_that_leaves_before_the_answer_stops_the_engine(node: Node) -> None:
+    before = node.metric("vllm:generation_tokens_total")
+    body = json.dumps(STORY | {"model": node.model}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\n"
+
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(node.socket))
+        client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        assert becomes_true(lambda: _running(node) > 0)
+
+    assert becomes_true(lambda: _running(node) == 0)
     assert node.metric("vllm:generation_tokens_total") - before < 1500
     assert node.works()
 
 
 def _running(node: Node) -> int:
+    """Return what runs or waits, as the dispatcher and as each engine sees it."""
     requests = node.status()["requests"]
-    return int(requests.get("running_requests", 0)) + int(requests.get("queued_requests", 0))
+    engines = sum(worker["running"] + worker["waiting"] for worker in requests["workers"])
+    return int(requests["running_requests"] + requests["queued_requests"] + engines)
 
 
 def test_a_prompts_tokens_are_counted_once(node: Node) -> None:
