@@ -45,6 +45,55 @@ def test_every_problem_is_shown_and_the_exit_code_says_that_a_setting_is_wrong(r
     assert all(line.startswith("nodeserve: ") for line in lines)
 
 
+NOT_IN_THIS_RELEASE = {
+    "--enable-lora": "LoRA",
+    "--lora-modules a=/adapters/a": "LoRA",
+    '--speculative-config {"method":"ngram"}': "speculative decoding",
+    "--speculative-config.method ngram": "speculative decoding",
+    "--spec-method ngram": "speculative decoding",
+    "--enable-sleep-mode": "sleep mode",
+    "--mm-encoder-only": "encoder-only serving",
+    "--runner pooling": "generative models",
+    "--convert embed": "generative models",
+    "-dcp 2": "context parallelism",
+    "-pp 2": "pipelines across GPUs",
+    "-dp 2": "`count` in [[workers]]",
+    '--kv-transfer-config {"kv_connector":"NixlConnector"}': "moves KV between its workers itself",
+}
+
+
+@pytest.mark.parametrize("words", NOT_IN_THIS_RELEASE)
+@pytest.mark.parametrize("simulate", [(), ("--simulate", "2xh100-sxm")], ids=["real", "simulated"])
+def test_what_this_release_cannot_do_ends_the_start_with_78_and_its_name(
+    run, model, tmp_path, words, simulate
+):
+    place = ("--socket", tmp_path / "a.sock")
+    result = run("serve", model, *place, *simulate, "--", *words.split())
+    assert result.exit_code == 78
+    [line] = result.stderr.splitlines()
+    assert line.startswith("nodeserve: command line: --")
+    assert NOT_IN_THIS_RELEASE[words] in line
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+OTHER_MODELS = {
+    "images": ({"vision_config": {}}, "takes images, audio or video (`vision_config`"),
+    "an encoder": ({"is_encoder_decoder": True}, "is an encoder-decoder"),
+    "embeddings": ({"architectures": ["BertModel"]}, "is a BertModel, which embeds"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_MODELS)
+def test_a_model_of_another_kind_ends_the_start_with_78_and_its_name(run, model, tmp_path, kind):
+    keys, what = OTHER_MODELS[kind]
+    given = {"architectures": ["SomeForCausalLM"]} | keys
+    (model / "config.json").write_text(json.dumps(given))
+    result = run("serve", model, "--socket", tmp_path / "a.sock")
+    assert result.exit_code == 78
+    assert what in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def test_warnings_are_shown_beside_the_configuration(run, model):
     words = ("serve", model, "--decode", 500, "--check")
     assert "500 workers share" in run(*words).stderr
