@@ -64,6 +64,33 @@ class Books:
         self.fleet = Fleet.of(self.views.values())
         self.some_drain = any(view.draining for view in self.views.values())
 
+    def why_too_large(self, request: RequestArrived) -> str | None:
+        """Say why no worker that takes new legs could ever run a request; None where one could.
+
+        Without any such worker nothing is known, so the request may wait.
+        """
+        if request.prompt_tokens <= self.fleet.fits_all_tokens:
+            return None
+        workers = self.fleet.workers()
+        largest = max(workers, key=lambda view: view.capacity_tokens, default=None)
+        if largest is None or request.prompt_tokens <= largest.capacity_tokens:
+            return None
+        return (
+            f"its prompt of {request.prompt_tokens} tokens needs"
+            f" {-(-request.prompt_tokens // largest.block_size)} KV blocks, the largest worker has"
+            f" {largest.num_blocks} of {largest.block_size} tokens; shorten the prompt or give"
+            " workers more KV memory"
+        )
+
+    def newly_drained(self) -> list[Generation]:
+        """Return the draining workers that hold nothing any more, each once."""
+        drained = []
+        for view in self.views.values():
+            if view.draining and not view.reported_drained and view.is_quiescent:
+                view.reported_drained = True
+                drained.append(view.generation)
+        return drained
+
     def blocks_stored(self, event: BlocksStored) -> None:
         """Note what a worker's prefix cache has now."""
         self.prefixes.store(event.generation, event.block_hashes)

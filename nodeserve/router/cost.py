@@ -28,11 +28,15 @@ Cached = Mapping[Generation, int]
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The workers that take new legs, by role: those that drain are not among them."""
+    """The workers that take new legs, by role: those that drain are not among them.
+
+    ``fits_all_tokens`` is the longest prompt that fits into the smallest of them.
+    """
 
     prefill: tuple[WorkerView, ...] = ()
     decode: tuple[WorkerView, ...] = ()
     aggregated: tuple[WorkerView, ...] = ()
+    fits_all_tokens: int = 0
 
     @classmethod
     def of(cls, views: Iterable[WorkerView]) -> "Fleet":
@@ -42,7 +46,18 @@ class Fleet:
             prefill=tuple(v for v in usable if v.role is Role.PREFILL),
             decode=tuple(v for v in usable if v.role is Role.DECODE),
             aggregated=tuple(v for v in usable if v.role is Role.AGGREGATED),
+            fits_all_tokens=min((v.capacity_tokens for v in usable), default=0),
         )
+
+    def that_hold(self, prompt_tokens: int) -> "Fleet":
+        """Return the workers whose whole KV holds so long a prompt: no other can ever run it."""
+        if prompt_tokens <= self.fits_all_tokens:
+            return self
+        return Fleet.of(view for view in self.workers() if view.capacity_tokens >= prompt_tokens)
+
+    def workers(self) -> tuple[WorkerView, ...]:
+        """Return all of them."""
+        return (*self.prefill, *self.decode, *self.aggregated)
 
     def decoders_beside(self, owner: Generation | None) -> tuple[WorkerView, ...]:
         """Return who may decode what ``owner`` has prefilled.

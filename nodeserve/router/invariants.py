@@ -1,6 +1,6 @@
 """What must hold between a request's flow, the lines it waits in and the books."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import NamedTuple
 
 from nodeserve.errors import InvariantError
@@ -41,6 +41,27 @@ def check_waits(flow: RequestFlow, waits: Waits) -> None:
         )
 
 
+def check_lines(
+    flows: Mapping[RequestId, RequestFlow],
+    books: Books,
+    queue: Container[RequestId],
+    decode_line: Container[RequestId],
+) -> None:
+    """Check that every live request is on the books and waits where its phase says.
+
+    Raises:
+        InvariantError: One would leak, hang or run twice.
+    """
+    for request_id, flow in flows.items():
+        check_booked(flow, books)
+        waits = Waits(
+            in_queue=request_id in queue,
+            in_decode_line=request_id in decode_line,
+            has_slot=request_id in books.slots,
+        )
+        check_waits(flow, waits)
+
+
 def check_booked(flow: RequestFlow, books: Books) -> None:
     """Check that what a live request holds is on the books.
 
@@ -59,6 +80,19 @@ def check_booked(flow: RequestFlow, books: Books) -> None:
             f" {flow.leg_id} and lease {flow.lease_id} of {flow.lease_owner}, and the books do"
             " not; report this bug"
         )
+
+
+def check_held(
+    flows: Mapping[RequestId, RequestFlow], books: Books, aborted: Iterable[RequestFlow]
+) -> None:
+    """Check that every leg and lease on the books belongs to somebody.
+
+    Raises:
+        InvariantError: One does not, so that it would leak.
+    """
+    for flow in (*books.legs.values(), *aborted):
+        check_leg(flow, flows, books)
+    check_leases(flows, books)
 
 
 def check_leg(flow: RequestFlow, flows: Mapping[RequestId, RequestFlow], books: Books) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nodeserve.errors import InvariantError
-from nodeserve.ids import LegId, RequestId
+from nodeserve.ids import RequestId
+from nodeserve.router.aborted_prefills import AbortedPrefills
 from nodeserve.router.admission import MAX_SKIPPED, PREFILLS_AHEAD, WaitingLine
 from nodeserve.router.books import Books
 from nodeserve.router.cost import choose_decode, place
-from nodeserve.router.invariants import Waits, check_booked, check_leases, check_leg, check_waits
+from nodeserve.router.invariants import check_held, check_lines
 from nodeserve.router.messages import (
     BlocksRemoved,
     BlocksStored,
@@ -81,7 +82,7 @@ class Router:
         self._config = config
         self._flows: dict[RequestId, RequestFlow] = {}
         self._num_arrivals = 0
-        self._aborted_prefills: dict[LegId, RequestFlow] = {}
+        self._aborted_prefills = AbortedPrefills(MAX_ABORTED_PREFILLS)
         self._books = Books()
         self._queue = WaitingLine()
         # Requests that prefill or have prefilled and that no decode slot is kept for.
@@ -103,7 +104,7 @@ class Router:
             BlocksStored: self._books.blocks_stored,
             BlocksRemoved: self._books.blocks_removed,
             NodeDraining: self._node_begins_to_drain,
-            TimeElapsed: self._time_elapsed,
+            TimeElapsed: lambda _: self._offer_room(),
         }
 
     @property
@@ -141,17 +142,8 @@ class Router:
             InvariantError: Something would leak, run twice or be lost.
         """
         self._books.check()
-        for request_id, flow in self._flows.items():
-            check_booked(flow, self._books)
-            waits = Waits(
-                in_queue=request_id in self._queue,
-                in_decode_line=request_id in self._decode_line,
-                has_slot=request_id in self._books.slots,
-            )
-            check_waits(flow, waits)
-        for flow in (*self._books.legs.values(), *self._aborted_prefills.values()):
-            check_leg(flow, self._flows, self._books)
-        check_leases(self._flows, self._books)
+        check_lines(self._flows, self._books, self._queue, self._decode_line)
+        check_held(self._flows, self._books, self._aborted_prefills.flows())
 
     # ------------------------------------------------------------------------- requests
 
@@ -163,6 +155,9 @@ class Router:
         flow = RequestFlow(event, self._num_arrivals)
         if self._node_draining:
             self._refuse(flow, "the node is shutting down and takes nothing new; try elsewhere")
+            return
+        if (too_large := self._books.why_too_large(event)) is not None:
+            self._refuse(flow, too_large)
             return
         self._flows[request_id] = flow
         if self._queue:
@@ -194,10 +189,24 @@ class Router:
         self._books.end_leg(flow)
         self._emit(flow.handle(AbortRequested()))
         if was_prefilling and leg_id is not None:
-            self._aborted_prefills[leg_id] = flow
-            if len(self._aborted_prefills) > MAX_ABORTED_PREFILLS:
-                del self._aborted_prefills[next(iter(self._aborted_prefills))]
+            self._aborted_prefills.remember(leg_id, flow)
         self._offer_room()
+
+    def _fleet_changed(self) -> None:
+        """Refuse those in the queue that nobody can run any more, then start whoever fits."""
+        for request_id in self._queue.request_ids():
+            if self._books.why_too_large(self._flows[request_id].request) is not None:
+                self._queue.discard(request_id)
+                self._line_up(self._flows[request_id])
+        self._offer_room()
+
+    def _line_up(self, flow: RequestFlow) -> None:
+        """Let a request wait in the queue, or refuse it where nobody can run it."""
+        if (too_large := self._books.why_too_large(flow.request)) is None:
+            self._queue.push(flow)
+        else:
+            del self._flows[flow.request.request_id]
+            self._refuse(flow, too_large)
 
     def _refuse(self, flow: RequestFlow, why: str) -> None:
         reason = f"request {flow.request.request_id} was not taken: {why}"
@@ -208,7 +217,7 @@ class Router:
     def _prefill_finished(self, event: PrefillFinished) -> None:
         flow = self._books.legs.get(event.leg_id)
         if flow is None:
-            aborted = self._aborted_prefills.pop(event.leg_id, None)
+            aborted = self._aborted_prefills.take(event.leg_id)
             if aborted is not None:
                 # Never booked: the request was over before the lease was known.
                 self._commands += aborted.handle(HandoffGranted(event.lease_id))
@@ -240,7 +249,7 @@ class Router:
     def _leg_finished(self, event: LegFinished) -> None:
         flow = self._books.legs.get(event.leg_id)
         if flow is None:
-            self._aborted_prefills.pop(event.leg_id, None)
+            self._aborted_prefills.take(event.leg_id)
             return
         self._books.end_leg(flow)
         self._leave_decode_line(flow)
@@ -252,16 +261,14 @@ class Router:
 
     def _worker_attached(self, event: WorkerAttached) -> None:
         self._books.attach(event)
-        self._offer_room()
+        self._fleet_changed()
 
     def _worker_lost(self, event: WorkerLost) -> None:
         generation = event.generation
         view = self._books.close(generation)
         if view is None:
             return
-        for leg_id, aborted in tuple(self._aborted_prefills.items()):
-            if aborted.generation == generation:
-                del self._aborted_prefills[leg_id]
+        self._aborted_prefills.forget_worker(generation)
         self._move_slots(view)
         for leg_id in view.legs:
             flow = self._books.legs.pop(leg_id)
@@ -272,7 +279,7 @@ class Router:
             flow = self._flows[lease.request_id]
             self._emit(flow.handle(LeaseOwnerLost()))
             self._start_over(flow)
-        self._offer_room()
+        self._fleet_changed()
 
     def _role_changed(self, event: RoleChanged) -> None:
         view = self._books.views.get(event.generation)
@@ -298,14 +305,11 @@ class Router:
     def _node_begins_to_drain(self, _event: NodeDraining) -> None:
         self._node_draining = True
 
-    def _time_elapsed(self, _event: TimeElapsed) -> None:
-        self._offer_room()
-
     def _stop_placing_on(self, view: WorkerView) -> None:
         """What runs stays; what was only promised looks for another place."""
         self._move_slots(view)
         self._books.sort_fleet()
-        self._offer_room()
+        self._fleet_changed()
 
     def _move_slots(self, view: WorkerView) -> None:
         for request_id in self._books.give_all_slots_back(view):
@@ -316,7 +320,7 @@ class Router:
         request_id = flow.request.request_id
         if flow.phase is Phase.QUEUED:
             self._decode_line.discard(request_id)
-            self._queue.push(flow)
+            self._line_up(flow)
         elif flow.phase in OVER:
             self._decode_line.discard(request_id)
             del self._flows[request_id]
@@ -331,7 +335,7 @@ class Router:
     def _try_start(self, request_id: RequestId, num_passed: int) -> bool:
         flow = self._flows[request_id]
         cached = self._books.cached(flow.request)
-        fleet = self._books.fleet
+        fleet = self._books.fleet.that_hold(flow.request.prompt_tokens)
         num_waiting = len(self._decode_line)
         placement = place(
             flow.request,
@@ -360,10 +364,11 @@ class Router:
         flow = self._flows[request_id]
         has_prefilled = flow.phase is Phase.HANDOFF
         prefiller = flow.lease_owner if has_prefilled else flow.generation
-        takers = self._books.fleet.decoders_beside(prefiller)
+        fleet = self._books.fleet.that_hold(flow.request.prompt_tokens)
+        takers = fleet.decoders_beside(prefiller)
         if has_prefilled and not takers:
             self._emit(flow.handle(HandoffGivenUp()))
-            self._queue.push(flow)
+            self._line_up(flow)
             return True
         cached = self._books.cached(flow.request)
         decoder = choose_decode(flow.request, takers, cached)
@@ -389,10 +394,7 @@ class Router:
         self._books.give_slot_back(flow.request.request_id)
 
     def _report_drained(self) -> None:
-        for view in self._books.views.values():
-            if view.draining and not view.reported_drained and view.is_quiescent:
-                view.reported_drained = True
-                self._commands.append(ReportDrained(view.generation))
+        self._commands += map(ReportDrained, self._books.newly_drained())
         if self._node_draining and not self._node_drained and not self._flows:
             self._node_drained = True
             self._commands.append(ReportNodeDrained())

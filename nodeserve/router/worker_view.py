@@ -93,6 +93,11 @@ class WorkerView:
         self.slots: dict[RequestId, int] = {}
 
     @property
+    def capacity_tokens(self) -> int:
+        """The longest prompt that fits when nothing else is there."""
+        return self.num_blocks * self.block_size
+
+    @property
     def num_seqs(self) -> int:
         """Count the sequences that run, or will run in a slot kept for them."""
         return len(self.legs) + len(self.slots)

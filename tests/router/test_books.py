@@ -32,6 +32,18 @@ def flow():
     return RequestFlow(RequestArrived(RequestId("r"), 64, 16, HASHES))
 
 
+def test_nothing_is_too_large_where_no_worker_is_known():
+    assert Books().why_too_large(RequestArrived(RequestId("r"), 10**9, 16)) is None
+
+
+def test_too_large_is_what_the_largest_worker_cannot_hold(books):
+    books.attach(WorkerAttached(Generation(3), Role.DECODE, 30, 64, 8))
+    assert books.why_too_large(RequestArrived(RequestId("r"), 30 * 64, 16)) is None
+    reason = books.why_too_large(RequestArrived(RequestId("r"), 30 * 64 + 1, 16))
+    assert "prompt of 1921 tokens needs 31 KV blocks" in reason
+    assert "the largest worker has 30 of 64 tokens" in reason
+
+
 def test_every_step_of_a_handoff_is_booked_and_nothing_stays(books, flow):
     books.start_leg(flow, PrefillPlaced(P), {P: 1})
     assert (books.views[P].reserved_blocks, books.views[P].queued_prefill_tokens) == (3, 48)

@@ -44,6 +44,19 @@ def where(request, views, cached=None, **settings):
     return place(request, Fleet.of(views), cached or {}, **{**defaults, **settings})
 
 
+def test_workers_too_small_for_a_prompt_are_left_out_of_the_fleet():
+    views = [
+        worker(1, Role.PREFILL, num_blocks=100),
+        worker(2, Role.DECODE, num_blocks=99),
+        worker(3, num_blocks=101),
+    ]
+    fleet = Fleet.of(views)
+    assert fleet.that_hold(99 * 16) is fleet
+    left = fleet.that_hold(100 * 16)
+    assert (left.prefill, left.decode, left.aggregated) == ((views[0],), (), (views[2],))
+    assert fleet.that_hold(101 * 16 + 1) == Fleet()
+
+
 def test_at_least_one_token_is_computed_even_when_all_is_cached():
     view = worker(1)
     assert uncached_tokens(LONG, view, {}) == 1600
