@@ -42,6 +42,11 @@ STALL_S: Final = 2.0
 """How long all engines wait for a gateway that does not read, before it is given up."""
 
 
+ENGINE_OUTPUT_MESSAGES: Final = 64
+"""Steps of one engine that may wait here. When gateways are slow an engine soon meets this mark
+and stops; a larger one would only let it run ahead of clients that may be gone."""
+
+
 class Dispatcher:
     """One node's data plane. Make it inside a running loop; ``run`` until cancelled."""
 
@@ -74,7 +79,7 @@ class Dispatcher:
             self.router, self.workers, self.utilities, self.traces, clock, outside=self
         )
         self.steps = Steps(self.desk, self._gateways, self.utilities, self.send)
-        outputs = open_socket(self._context, zmq.PULL)
+        outputs = open_socket(self._context, zmq.PULL, high_water_messages=ENGINE_OUTPUT_MESSAGES)
         bind(outputs, spec.output_address)
         self._outputs = Reader(outputs, self.steps.take)
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import zmq
 
+from nodeserve.bus.sockets import open_socket
 from nodeserve.wire import control
 from nodeserve.wire.control import Role
 from nodeserve.wire.engine_core import ABORT, ADD, UTILITY
@@ -79,6 +81,31 @@ async def test_gateway_that_does_not_read_is_ended_and_the_others_go_on(tmp_path
         assert list(node.dispatcher._gateways) == [21]
         reason = "it has not read for 2 s"
         await node.told(control.GatewayGivenUp(generation=20, reason=reason))
+
+
+async def test_engine_is_held_back_soon_when_a_gateway_does_not_read(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        engine = await node.engine(10, Role.AGGREGATED)
+        gateway = await node.gateway(20)
+        gateway.inbox.reader.pause()
+        gateway.add("a")
+        leg_id, _ = await engine.leg()
+        link = node.dispatcher._gateways[20]
+        block, count = list(range(2000)), 0
+        while not link.congested:
+            engine.say(output(leg_id, block))
+            count += 1
+            if count % 50 == 0:
+                await node.status()
+        fast = open_socket(node.context, zmq.PUSH, high_water_messages=4)
+        fast.connect(node.spec.output_address)
+        message = encode([10, [output(leg_id, list(range(20_000)))], None, 1.0])
+        count = 0
+        while count < 1000 and fast.poll(100, zmq.POLLOUT):
+            fast.send(message)
+            count += 1
+        assert 0 < count <= 128  # both marks, and what the kernel's buffers take
+        fast.close(linger=0)
 
 
 async def test_gateway_that_was_slow_gets_everything_in_order(tmp_path: Path) -> None:
