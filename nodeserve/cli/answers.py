@@ -35,10 +35,17 @@ def errors_of(node: Node) -> Iterator[None]:
         raise nobody_answers(node) from error
     except openai.APIStatusError as error:
         raise PeerError(
-            f"nodeserve at {node.socket} answered {error.status_code}: {error.message}"
+            f"nodeserve at {node.socket} answered {error.status_code}: {_cause(error)}"
         ) from error
     except openai.APIError as error:
         raise PeerError(f"nodeserve at {node.socket}: {error.message}") from error
+
+
+def _cause(error: openai.APIStatusError) -> str:
+    """Return the node's own words, without the client's preface."""
+    body = error.body
+    said = body.get("message") if isinstance(body, dict) else None
+    return said if isinstance(said, str) and said else error.message
 
 
 def first_model(client: openai.OpenAI) -> str:

@@ -16,7 +16,9 @@ from nodeserve.errors import PeerError
 @click.option("--system", metavar="TEXT", help="A system message before the first turn.")
 @click.option("--max-tokens", type=int, metavar="N", help="Length of an answer at most.")
 @click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token.")
-@click.option("--api-key-file", metavar="FILE", help="If the listener asks for a key.")
+@click.option(
+    "--api-key-file", type=click.Path(), metavar="FILE", help="If the listener asks for a key."
+)
 @node_options
 def command(
     message: str | None,
@@ -28,7 +30,8 @@ def command(
 ) -> None:
     """Send MESSAGE and show the answer as it comes; without MESSAGE, talk turn by turn.
 
-    MESSAGE may be - for standard input. An empty line or Ctrl-D ends the talk.
+    MESSAGE may be - for all of standard input. An empty line or Ctrl-D ends the talk, Ctrl-C an
+    answer.
     """
     node = find_node(place["socket"], place["runtime_dir"])
     with errors_of(node):
@@ -40,9 +43,9 @@ def command(
         if message is not None:
             talk.turn(sys.stdin.read() if message == "-" else message)
             return
-        click.secho(
-            f"{talk.model} at {node.socket}; an empty line ends the talk", dim=True, err=True
-        )
+        if sys.stdin.isatty():
+            hint = f"{talk.model} at {node.socket}; an empty line ends the talk"
+            click.secho(hint, dim=True, err=True)
         while said := _ask_user():
             try:
                 talk.turn(said)
@@ -102,9 +105,12 @@ class Talk:
 
 
 def _ask_user() -> str:
+    """Return the next message; without its line's end, and empty at the end of input."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
     try:
         said: str = click.prompt(
-            click.style(">", bold=True), default="", prompt_suffix=" ", show_default=False
+            click.style(">", bold=True), default="", prompt_suffix=" ", show_default=False, err=True
         )
     except click.Abort:
         click.echo()

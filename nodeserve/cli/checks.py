@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from nodeserve.cli.status import size
 from nodeserve.config import paths, release
 from nodeserve.config.facts import Topology
 from nodeserve.config.features import refuse_model
@@ -100,7 +101,10 @@ def check_gpus(topology: Topology) -> Iterator[Check]:
         yield _warn("p2p", "the driver does not say", "see `nvidia-smi topo -p2p r`")
     elif topology.peer_gaps:
         pairs = ", ".join(f"{a}-{b}" for a, b in topology.peer_gaps)
-        advice = "KV between these goes through host memory; see IOMMU and ACS in the BIOS"
+        advice = (
+            "tensor parallelism between these goes through host memory; "
+            "see IOMMU and ACS in the BIOS"
+        )
         yield _warn("p2p", f"no direct access between {pairs}", advice)
     elif len(topology.gpus) > 1:
         yield _ok("p2p", "every GPU reads every other one's memory")
@@ -110,7 +114,7 @@ def check_cpus(topology: Topology) -> Check:
     """Return how many CPUs this process may use."""
     nodes = len({cpu.numa_node for cpu in topology.cpus})
     cores = len({cpu.core for cpu in topology.cpus})
-    found = f"{len(topology.cpus)} CPUs, {cores} cores, {nodes} NUMA nodes"
+    found = f"{len(topology.cpus)} CPUs, {cores} cores, NUMA nodes: {nodes}"
     if len(topology.cpus) > 1:
         return _ok("cpus", found)
     return _warn("cpus", found, "two or more let gateway and engines run beside each other")
@@ -220,4 +224,4 @@ def check_model(given: str, environ: Mapping[str, str]) -> Check:
         return _warn("model", f"{directory} holds no weights", "only --simulate can serve it")
     num_bytes = sum(path.stat().st_size for path in weights)
     kind = ", ".join(model.architectures) or "of unknown kind"
-    return _ok("model", f"{kind}, {num_bytes / _GIB:.1f} GiB of weights in {directory}")
+    return _ok("model", f"{kind}, {size(num_bytes)} of weights in {directory}")

@@ -12,9 +12,18 @@ from nodeserve.errors import PeerError
 
 @click.command("complete")
 @click.argument("prompt")
-@click.option("--max-tokens", type=int, default=128, show_default=True, metavar="N")
+@click.option(
+    "--max-tokens",
+    type=int,
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Length of the answer at most.",
+)
 @click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token.")
-@click.option("--api-key-file", metavar="FILE", help="If the listener asks for a key.")
+@click.option(
+    "--api-key-file", type=click.Path(), metavar="FILE", help="If the listener asks for a key."
+)
 @node_options
 def command(
     prompt: str,

@@ -42,10 +42,14 @@ def find_node(socket: str | None, runtime_dir: str | None) -> Node:
 def node_options(function: F) -> F:
     """Add ``--socket`` and ``--runtime-dir`` to a command."""
     socket = click.option(
-        "--socket", metavar="PATH", help="The node's Unix socket. Default: where `serve` puts it."
+        "--socket",
+        type=click.Path(),
+        metavar="PATH",
+        help="The node's Unix socket. Default: where `serve` puts it.",
     )
     runtime_dir = click.option(
         "--runtime-dir",
+        type=click.Path(),
         metavar="DIR",
         help="The node's runtime directory, if its configuration sets one.",
     )

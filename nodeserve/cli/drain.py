@@ -9,7 +9,15 @@ from nodeserve.wire.control import CommandReply, DrainRequest
 @click.command("drain")
 @click.argument("worker", required=False)
 @click.option("--node", is_flag=True, help="Drain the whole node; the daemon then exits.")
-@click.option("--timeout", "timeout_s", type=float, default=600.0, show_default=True, metavar="S")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=float,
+    default=600.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds to wait.",
+)
 @node_options
 def command(
     worker: str | None,

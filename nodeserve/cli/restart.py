@@ -9,7 +9,15 @@ from nodeserve.wire.control import CommandReply, RestartRequest
 @click.command("restart")
 @click.argument("worker")
 @click.option("--now", is_flag=True, help="Do not wait for its requests; they run again elsewhere.")
-@click.option("--timeout", "timeout_s", type=float, default=1800.0, show_default=True, metavar="S")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=float,
+    default=1800.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds to wait.",
+)
 @node_options
 def command(
     worker: str,

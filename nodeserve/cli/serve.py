@@ -41,16 +41,18 @@ class ServeCommand(click.Command):
 
 
 @click.command("serve", cls=ServeCommand, epilog=EXIT_CODES)
-@click.argument("model", required=False)
-@click.option("--config", metavar="FILE", help="A TOML file; flags win over it.")
+@click.argument("model", required=False, type=click.Path())
+@click.option("--config", type=click.Path(), metavar="FILE", help="A TOML file; flags win over it.")
 @click.option("--prefill", type=int, metavar="N", help="Workers that compute prompts.")
 @click.option("--decode", type=int, metavar="N", help="Workers that generate.")
 @click.option("--aggregated", type=int, metavar="N", help="Workers that do both.")
 @click.option("--tp-prefill", type=int, metavar="K", help="GPUs of one prefill worker.")
-@click.option("--tp-decode", type=int, metavar="K", help="GPUs of one decode worker.")
-@click.option("--socket", metavar="PATH", help="Where clients connect.")
+@click.option("--tp-decode", type=int, metavar="K", help="GPUs of one decode or aggregated worker.")
+@click.option("--socket", type=click.Path(), metavar="PATH", help="Where clients connect.")
 @click.option("--listen", metavar="HOST:PORT", help="Listen on TCP too.")
-@click.option("--api-key-file", metavar="FILE", help="Keys for --listen, one a line.")
+@click.option(
+    "--api-key-file", type=click.Path(), metavar="FILE", help="Keys for --listen, one a line."
+)
 @click.option(
     "--gateway",
     type=click.Choice([kind.value for kind in GatewayKind]),

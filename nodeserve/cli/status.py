@@ -55,13 +55,15 @@ def _plain(value: object) -> object:
 
 def to_text(reply: StatusReply) -> str:
     """Return the status as a page for people."""
-    vllm = f"vLLM {reply.vllm_version}" if reply.vllm_version else "no vLLM"
+    versions = [f"nodeserve {reply.version}", f"model {reply.model}"]
+    if reply.vllm_version is not None:  # what engines say, once one is ready
+        versions.insert(1, f"vLLM {reply.vllm_version}")
     lines = [
         (
             f"{reply.served_model_name} is {reply.state} at {reply.socket}, "
             f"up {duration(reply.uptime_s)}"
         ),
-        f"nodeserve {reply.version}, {vllm}, model {reply.model}",
+        ", ".join(versions),
         f"listening on {', '.join(reply.listeners)}",
         "",
         *table(_HEADINGS, [_row(process) for process in reply.processes]),

@@ -1,3 +1,8 @@
+import os
+import pty
+import subprocess
+import sys
+
 import pytest
 
 from nodeserve.wire.control import DispatcherStatus, RequestTrace
@@ -49,6 +54,26 @@ def test_a_talk_remembers_its_turns_until_an_empty_line(asked, daemon, run):
     assert [message["content"] for message in asked[1]["messages"]] == ["one", "one;", "two"]
 
 
+def test_a_talk_in_a_pipe_puts_nothing_but_answers_on_standard_output(asked, daemon, run):
+    result = run("chat", "--socket", daemon.socket, input="one two\r\nthree\n")
+    assert result.stdout == "one;two;\nthree;\n"
+    assert len(result.stderr.splitlines()) == 2  # the footers
+    assert asked[0]["messages"][0]["content"] == "one two"
+
+
+def test_a_talk_on_a_terminal_prompts_and_ends_on_an_empty_line(asked, daemon):
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "nodeserve.cli.main", "chat", "--socket", str(daemon.socket)]
+    talk = subprocess.Popen(words, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    os.close(theirs)
+    os.write(ours, b"one two\n\n")
+    answers, prompts = talk.communicate(timeout=30)
+    os.close(ours)
+    assert (talk.returncode, answers) == (0, b"one;two;\n")
+    assert b"an empty line ends the talk" in prompts
+    assert prompts.count(b">") == 2
+
+
 def test_a_message_may_come_from_standard_input(asked, daemon, run):
     assert run("chat", "-", "--socket", daemon.socket, input="a b").stdout == "a;b;\n"
 
@@ -60,7 +85,7 @@ def test_the_end_of_input_ends_the_talk(asked, daemon, run):
 def test_an_error_of_the_node_is_one_line(asked, daemon, run):
     result = run("chat", "bad", "--socket", daemon.socket)
     assert result.exit_code == 69
-    assert "answered 400" in result.stderr
+    assert result.stderr.endswith("answered 400: not that\n")
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -72,3 +72,9 @@ def test_sizes_read_well(num_bytes, text):
 
 def test_a_latency_nobody_saw_is_said_so():
     assert quantiles(Quantiles()) == "nothing seen yet"
+
+
+def test_the_vllm_of_a_node_without_a_ready_engine_is_left_out():
+    assert to_text(a_status()).splitlines()[1] == "nodeserve 0.1.0, vLLM 0.32.0, model /models/tiny"
+    starting = to_text(a_status(vllm_version=None)).splitlines()[1]
+    assert starting == "nodeserve 0.1.0, model /models/tiny"
