@@ -177,8 +177,11 @@ class Supervisor:
         reported = None if failed is None else failed.cause
         cause = cause_of_exit(ended, reported, self._runtime.log_tail(child.name))
         retryable = ended.exit_code != EXIT_CONFIG if failed is None else failed.retryable
-        level = logging.INFO if slot is None or slot.life.phase == "stopping" else logging.WARNING
-        _log.log(level, "process_exited name=%s pid=%d: %s", child.name, child.pid, cause)
+        if slot is None or slot.life.phase == "stopping":
+            shown = ended.describe()  # as it was told to: the end of its log explains nothing
+            _log.info("process_exited name=%s pid=%d: %s", child.name, child.pid, shown)
+        else:
+            _log.warning("process_exited name=%s pid=%d: %s", child.name, child.pid, cause)
         self._gateways.forget(child.generation)
         self._events.put_nowait(ProcessExited(child.generation, cause, retryable, ended.exit_code))
 

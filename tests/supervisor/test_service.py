@@ -1,6 +1,8 @@
 import asyncio
 import contextlib
 import json
+import logging
+import signal
 
 import pytest
 
@@ -9,6 +11,8 @@ from nodeserve.clock import MonotonicClock
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import NodeEmptied, ProcessReady, ProcessSick, WorkerRouted
+from nodeserve.lifecycle.process import Phase
+from nodeserve.supervisor.children import Child, Exit
 from nodeserve.supervisor.kernel import become_subreaper
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.service import Supervisor
@@ -164,6 +168,20 @@ async def test_a_fenced_dispatcher_is_not_heard(tmp_path):
         assert await here.next_event() == ProcessReady(Generation(DISPATCHER))
         new.send(control.NodeDrained())
         assert await here.next_event() == NodeEmptied()
+
+
+@pytest.mark.parametrize("phase", [Phase.READY, Phase.STOPPING])
+async def test_the_end_of_a_log_is_shown_only_of_a_process_that_died(tmp_path, caplog, phase):
+    caplog.set_level(logging.INFO)
+    async with hearing(tmp_path) as here:
+        here.supervisor._life.slots["aggregated-0"].life.phase = phase
+        (tmp_path / "api.sock.d" / "logs" / "aggregated-0.log").write_text("last words\n")
+        child = Child("aggregated-0", Generation(WORKER), pid=1, pidfd=-1, started_s=0.0)
+        here.supervisor._on_exit(child, Exit(None, signal.SIGTERM))
+        event = await here.next_event()
+    assert event.cause == "killed by SIGTERM\n    | last words"
+    [said] = [line for line in caplog.messages if line.startswith("process_exited")]
+    assert ("last words" in said) is (phase is Phase.READY)
 
 
 async def test_a_process_that_cannot_be_spawned_ends_the_first_start_with_its_cause(
