@@ -49,6 +49,7 @@ class Answer:
     finish: int | None = None
     handoff: dict[str, Any] | None = None
     prefill: dict[str, int] | None = None
+    outputs: list[dict[str, Any]] = field(default_factory=list)
 
 
 @contextmanager
@@ -87,6 +88,7 @@ class VllmNode:
         self._pipes: dict[int, Any] = {}
         self.ready: dict[int, WorkerReady] = {}
         self.answers: dict[str, Answer] = {}
+        self.kv_usage: dict[int, float] = {}
         self._utilities: dict[int, list[Any]] = {}
         self._ids = itertools.count(1)
 
@@ -160,15 +162,13 @@ class VllmNode:
 
     def add(self, generation: int, prompt: list[int], max_tokens: int, **kv: Any) -> str:
         """Send a request; ``kv`` are its kv_transfer_params."""
+        extra = {"extra_args": {"kv_transfer_params": kv}} if kv else {}
+        return self.ask(generation, prompt, max_tokens=max_tokens, **extra)
+
+    def ask(self, generation: int, prompt: list[int], **sampling: Any) -> str:
+        """Send a request with these sampling parameters, greedy if they do not say."""
         request_id = f"r{next(self._ids)}"
-        sampling: dict[str, Any] = {
-            "max_tokens": max_tokens,
-            "temperature": 0.0,
-            "ignore_eos": True,
-            "output_kind": 1,
-        }
-        if kv:
-            sampling["extra_args"] = {"kv_transfer_params": kv}
+        sampling = {"temperature": 0.0, "ignore_eos": True, "output_kind": 1} | sampling
         fields: dict[str, Any] = {"request_id": request_id, "prompt_token_ids": prompt}
         fields |= {"sampling_params": sampling, "arrival_time": time.time()}
         names = self.ready[generation].fields.request
@@ -239,11 +239,14 @@ class VllmNode:
     def _take(self, frame: bytes) -> None:
         names = next(iter(self.ready.values())).fields
         message = dict(zip(names.outputs, msgspec.msgpack.decode(frame), strict=False))
+        if stats := message.get("scheduler_stats"):
+            self.kv_usage[message["engine_index"]] = stats["kv_cache_usage"]
         if utility := message.get("utility_output"):
             self._utilities[utility[0]] = utility
         for values in message["outputs"]:
             output = dict(zip(names.output, values, strict=False))
             answer = self.answers[output["request_id"]]
+            answer.outputs.append(output)
             answer.tokens += output["new_token_ids"]
             answer.finish = output.get("finish_reason")
             answer.handoff = output.get("kv_transfer_params")

@@ -71,6 +71,7 @@ class EngineLoop:
         self._num_added = 0
         self._num_event_messages = 0
         self._step_end_s = 0.0
+        self._said_load = (0, 0.0)
         self.steps = 0
 
     @property
@@ -90,6 +91,7 @@ class EngineLoop:
                 self.steps += 1
             else:
                 self._publish_kv_events()
+                self._say_what_is_free(now_s)
                 self._flush()
                 self._rest(now_s)
 
@@ -121,9 +123,19 @@ class EngineLoop:
         rows = self._scheduler.finish_step(now_s)
         self._publish_kv_events()
         if rows:
-            stats = self._scheduler.take_stats()
-            self._outbox.append(self._encoder.step(rows, stats, now_s))
+            self._say(rows, now_s)
         self._flush()
+
+    def _say(self, rows: list[wire.Row], now_s: float) -> None:
+        scheduler = self._scheduler
+        self._said_load = (scheduler.num_requests, scheduler.kv_usage)
+        self._outbox.append(self._encoder.step(rows, scheduler.take_stats(), now_s))
+
+    def _say_what_is_free(self, now_s: float) -> None:
+        """After an abort or a lease's end without a step, say what the next one would have."""
+        scheduler = self._scheduler
+        if not scheduler.num_requests and self._said_load != (0, scheduler.kv_usage):
+            self._say([], now_s)
 
     def _rest(self, now_s: float) -> None:
         """Wait for something to do when no request can run."""

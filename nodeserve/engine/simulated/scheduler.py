@@ -149,6 +149,11 @@ class Scheduler:
             self._kv.events = []
         return events
 
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV blocks that requests and leases hold."""
+        return self._kv.usage
+
     def take_stats(self) -> dict[str, Any]:
         """Return vLLM's SchedulerStats, and begin to count look-ups anew."""
         looked_up, self._prefix_stats = self._prefix_stats, wire.PrefixStats()

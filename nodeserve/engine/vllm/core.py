@@ -98,6 +98,10 @@ class NodeEngineCore(EngineCoreProc):
         """End leases on this engine's KV blocks; called over the wire."""
         if (handoffs := self.handoffs) is not None:
             handoffs.release(lease_ids)
+        if not self.scheduler.has_unfinished_requests():
+            # No step may follow that would say so: whoever watches would see blocks in use.
+            stats = self.scheduler.make_stats()
+            self.output_queue.put_nowait((0, EngineCoreOutputs(scheduler_stats=stats)))
 
     def nodeserve_kv_stats(self) -> dict:
         """Return what was leased and loaded; called over the wire."""

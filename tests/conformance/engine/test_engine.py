@@ -69,6 +69,20 @@ def test_second_prompt_with_a_prefix_reports_what_it_found(node):
     assert prefill["num_local_cached_tokens"] == 100 // block_size * block_size
 
 
+def test_idle_engine_says_that_blocks_are_free_when_their_lease_ends(node):
+    handoff = node.prefill(PREFILL, prompt(33))
+    assert node.kv_usage[PREFILL] > 0
+    node.release(handoff)
+    node._receive_until(lambda: node.kv_usage[PREFILL] == 0)
+
+
+def test_idle_engine_says_that_blocks_are_free_after_an_abort(node):
+    leg = node.add(DECODE, prompt(34), 1500)
+    node.started(leg)
+    node.abort(DECODE, leg)
+    node._receive_until(lambda: node.kv_usage[DECODE] == 0)
+
+
 def test_decode_leg_says_what_one_engine_says(node):
     whole = node.whole(DECODE, prompt(32), 40).tokens
     assert node.cache_is_free(DECODE)
