@@ -11,6 +11,7 @@ import msgspec
 
 from nodeserve.cli.main import EXIT_CODES
 from nodeserve.config import paths, release
+from nodeserve.config.facts import Topology
 from nodeserve.config.layout import Wish
 from nodeserve.config.load import Flags, Surroundings, load_config
 from nodeserve.config.node import GatewayKind, NodeConfig
@@ -101,9 +102,20 @@ def surroundings() -> Surroundings:
     return Surroundings(
         environ=os.environ,
         uid=os.getuid(),
-        topology=read_topology,
+        topology=lambda: usable(read_topology(), _platform()),
         simulated_gpus=tuple(GPUS),
     )
+
+
+def usable(topology: Topology, platform: Platform | None) -> Topology:
+    """Return what the installed vLLM can compute on: its CPU build does not know GPUs."""
+    if platform is not Platform.CPU:
+        return topology
+    return msgspec.structs.replace(topology, gpus=(), gpu_problem=None)
+
+
+def _platform() -> Platform | None:
+    return environment.find_vllm()[0] if release.installed_vllm_version() else None
 
 
 def serve(config: NodeConfig, run_node: Callable[[NodeConfig], int]) -> int:

@@ -4,7 +4,8 @@ import logging
 import msgspec
 import pytest
 
-from nodeserve.cli.serve import flags_from, require_roles, serve, surroundings
+from nodeserve.cli.serve import flags_from, require_roles, serve, surroundings, usable
+from nodeserve.config.facts import Cpu, Gpu, Topology
 from nodeserve.config.layout import Wish
 from nodeserve.config.load import Flags, load_config
 from nodeserve.config.node import GatewayKind
@@ -123,6 +124,14 @@ def test_roles_that_gpus_cannot_take_yet_are_refused_before_anything_starts(mode
     require_roles(load_config(given, surroundings()), Platform.CPU)
     whole = msgspec.structs.replace(given, wish=Wish(aggregated=2))
     require_roles(load_config(whole, surroundings()), Platform.CUDA)
+
+
+def test_gpus_that_the_installed_vllm_cannot_use_are_no_place_for_a_worker():
+    gpu = Gpu(index=0, uuid="GPU-0", name="H100", memory_bytes=80 << 30)
+    machine = Topology(gpus=(gpu,), cpus=(Cpu(index=0, core=0),))
+    assert usable(machine, Platform.CPU) == Topology(cpus=machine.cpus)
+    assert usable(machine, Platform.CUDA) == machine
+    assert usable(machine, None) == machine
 
 
 def test_the_node_runs_with_its_directory_made(model, tmp_path):
