@@ -124,6 +124,7 @@ class Reader:
     """Hands one socket's messages to ``on_message`` from inside the running loop.
 
     At most ``batch`` messages go in one turn of the loop, so that a busy socket starves nobody.
+    ``on_turn_end`` is called after each turn, also after one without a message.
     """
 
     def __init__(
@@ -131,11 +132,13 @@ class Reader:
         sock: "zmq.Socket[bytes]",
         on_message: Callable[[list[bytes]], None],
         *,
+        on_turn_end: Callable[[], None] = lambda: None,
         batch: int = 64,
     ) -> None:
         """Begin to read at once; needs a running loop."""
         self._sock = sock
         self._on_message = on_message
+        self._on_turn_end = on_turn_end
         self._batch = batch
         self._loop = asyncio.get_running_loop()
         self._fd = int(sock.getsockopt(zmq.FD))
@@ -173,6 +176,12 @@ class Reader:
         if self._again is not None:
             self._again.cancel()
             self._again = None
+        try:
+            self._take_batch()
+        finally:
+            self._on_turn_end()
+
+    def _take_batch(self) -> None:
         sock = self._sock
         for _ in range(self._batch):
             if not self._watching or not is_readable(sock):

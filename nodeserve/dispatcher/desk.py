@@ -360,4 +360,7 @@ class RequestDesk:
             return
         codec = self.codecs.outputs
         output = codec.finish(wire_id, ERROR)
+        if gateway.batch:
+            gateway.batch.append(output)  # behind what this turn has for it already
+            return
         self._outside.send(gateway, codec.message([output], None, self.clock.now_s()), [])

@@ -29,7 +29,8 @@ class GatewayLink:
     Attributes:
         name: The listener's name.
         requests: Its requests in flight, by the ids of its wire.
-        batch: Outputs to send at the end of this turn. Always the same list.
+        batch: Outputs to send at the end of this turn; empty between turns. Always the same
+            list.
         serving: Whether it has been told that its engine is ready.
         announced: Whether the supervisor has been told so.
         shows_old_gauges: Whether the node's gauges have changed since its last message.

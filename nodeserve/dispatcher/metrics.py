@@ -42,15 +42,21 @@ class EngineGauges:
 
 
 class NodeStats:
-    """Sums over the attached engines, kept up to date by differences."""
+    """Sums over the attached engines, kept up to date by differences.
+
+    Attributes:
+        changed: Set whenever a report would say something new; who reports clears it.
+    """
 
     def __init__(self) -> None:
+        self.changed = False
         self._running = 0
         self._waiting = 0
         self._skipped = 0
         self._used_blocks = 0.0
         self._num_blocks = 0
         self._fetching: dict[str, int] = {}
+        self._looks: dict[str, dict[str, Any]] = {}
         self._last: dict[str, Any] = {}
 
     def joined(self, gauges: EngineGauges) -> None:
@@ -65,18 +71,20 @@ class NodeStats:
         self._skipped -= gauges.skipped
         self._used_blocks -= gauges.kv_usage * gauges.num_blocks
         self._add_fetching(gauges.fetching, -1)
+        self.changed = True
 
     def take(self, gauges: EngineGauges, stats: Any, unstarted: Mapping[LegKind, int]) -> bool:
-        """Turn one engine's statistics of a step into the node's, in place.
+        """Add one engine's statistics of a step, which become ours.
 
         ``unstarted`` counts the engine's legs that have not answered: among them are those
         whose look into the prefix cache this step reports.
 
         Returns:
-            Whether they count something up, so that one gateway must get them.
+            Whether they count something that cannot be added up here, so that one gateway
+            must get the next report before another step is taken.
 
         Raises:
-            ValueError: They are not SchedulerStats.
+            ValueError: They are not SchedulerStats; nothing changed.
         """
         try:
             running = int(stats["num_running_reqs"])
@@ -84,7 +92,7 @@ class NodeStats:
             skipped = int(stats.get("num_skipped_waiting_reqs", 0))
             usage = float(stats["kv_cache_usage"])
             fetching = {str(k): int(v) for k, v in _map(stats, _FETCHING).items()}
-            counts = self._count_cache_looks(stats, unstarted)
+            looks = self._with_looks(stats, unstarted)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             text = f"scheduler statistics cannot be read: {error!r}"
             raise ValueError(text) from error
@@ -98,25 +106,28 @@ class NodeStats:
             self._add_fetching(gauges.fetching, -1)
             self._add_fetching(fetching, 1)
             gauges.fetching = fetching
-        self._patch(stats)
+        if looks is not None:
+            self._looks = looks
         self._last = stats
-        return counts or any(stats.get(name) for name in _COUNTERS)
+        self.changed = True
+        return any(map(stats.get, _COUNTERS))
 
-    def gauges(self) -> dict[str, Any] | None:
-        """Return statistics that show the node as it is and count nothing; None before any."""
+    def report(self) -> dict[str, Any] | None:
+        """Return statistics of the node with all that was counted since the last report.
+
+        None before any engine has said something.
+        """
         if not self._last:
             return None
         stats = dict(self._last)
-        for name in _COUNTERS:
-            if name in stats:
-                stats[name] = [] if name == "kv_cache_eviction_events" else None
         for name in _CACHE_COUNTERS:
             if stats.get(name) is not None:
-                stats[name] = _zeroed(stats[name])
-        self._patch(stats)
-        return stats
-
-    def _patch(self, stats: dict[str, Any]) -> None:
+                stats[name] = {n: type(value)() for n, value in stats[name].items()}
+        stats.update(self._looks)
+        self._looks = {}
+        for name in _COUNTERS:
+            if name in stats:
+                self._last[name] = [] if name == "kv_cache_eviction_events" else None
         stats["num_running_reqs"] = self._running
         stats["num_waiting_reqs"] = self._waiting
         stats["num_skipped_waiting_reqs"] = self._skipped
@@ -124,23 +135,52 @@ class NodeStats:
         stats["kv_cache_usage"] = min(max(usage, 0.0), 1.0)
         if self._fetching:
             stats[_FETCHING] = dict(self._fetching)
+        return stats
 
     def _add_fetching(self, fetching: dict[str, int], sign: int) -> None:
         for stage, count in fetching.items():
             self._fetching[stage] = self._fetching.get(stage, 0) + sign * count
 
-    def _count_cache_looks(self, stats: dict[str, Any], unstarted: Mapping[LegKind, int]) -> bool:
-        """Leave out the looks of decode legs; in a mixed step, by their share of the legs."""
-        looks = _map(stats, "prefix_cache_stats")
-        if looks.get("requests"):
-            pulled = unstarted[LegKind.DECODE]
-            others = unstarted[LegKind.PREFILL] + unstarted[LegKind.WHOLE]
-            if pulled:
-                # One message does not say which look was whose: with others about, an estimate.
-                share = others / (others + pulled)
-                for name in ("requests", "queries", "hits"):
-                    looks[name] = round(looks[name] * share)
-        return bool(looks.get("requests") or looks.get("reset"))
+    def _with_looks(
+        self, stats: dict[str, Any], unstarted: Mapping[LegKind, int]
+    ) -> dict[str, dict[str, Any]] | None:
+        """Return all looks into caches so far with a step's added; None when it has none."""
+        added = None
+        for name in _CACHE_COUNTERS:
+            looks = _map(stats, name)
+            if any(looks.values()):
+                own = name == "prefix_cache_stats"
+                share = _share_to_count(unstarted) if own else 1.0
+                added = added if added is not None else dict(self._looks)
+                added[name] = _sum(self._looks.get(name, {}), looks, share)
+        return added
+
+
+def _share_to_count(unstarted: Mapping[LegKind, int]) -> float:
+    """Return which share of an engine's looks is not that of decode legs.
+
+    One message does not say which look was whose: with both about, this is an estimate.
+    """
+    pulled = unstarted[LegKind.DECODE]
+    others = unstarted[LegKind.PREFILL] + unstarted[LegKind.WHOLE]
+    return others / (others + pulled) if pulled else 1.0
+
+
+def _sum(total: Mapping[str, Any], looks: Mapping[str, Any], share: float) -> dict[str, Any]:
+    """Add counters, flags and maps of counters, name by name."""
+    result = dict(total)
+    for name, value in looks.items():
+        match value:
+            case bool():
+                result[name] = value or result.get(name, False)
+            case int():
+                result[name] = result.get(name, 0) + round(value * share)
+            case dict():
+                result[name] = _sum(result.get(name, {}), value, share)
+            case _:
+                text = f"{name} is {value!r:.40}, no counter"
+                raise TypeError(text)
+    return result
 
 
 def _map(stats: dict[str, Any], name: str) -> dict[str, Any]:
@@ -152,8 +192,3 @@ def _map(stats: dict[str, Any], name: str) -> dict[str, Any]:
         text = f"{name} is {value!r:.40}, not a map"
         raise TypeError(text)
     return value
-
-
-def _zeroed(looks: dict[str, Any]) -> dict[str, Any]:
-    """Return the same counters, all at nothing."""
-    return {name: type(value)() for name, value in looks.items()}

@@ -81,7 +81,7 @@ class Dispatcher:
         self.steps = Steps(self.desk, self._gateways, self.utilities, self.send)
         outputs = open_socket(self._context, zmq.PULL, high_water_messages=ENGINE_OUTPUT_MESSAGES)
         bind(outputs, spec.output_address)
-        self._outputs = Reader(outputs, self.steps.take)
+        self._outputs = Reader(outputs, self.steps.take, on_turn_end=self.steps.flush)
 
     async def run(self, pid: int) -> None:
         """Serve until cancelled. ``pid`` is what the supervisor is told."""
@@ -331,4 +331,4 @@ class Dispatcher:
                 since_s = gateway.congested_since_s
                 if since_s is not None and now_s - since_s > STALL_S:
                     self._give_up_gateway(gateway, f"it has not read for {STALL_S:g} s")
-            self.steps.refresh_gauges()
+            self.steps.catch_up()

@@ -1,10 +1,14 @@
 """The hot path: one message per engine step, decoded once, patched in place, sent on.
 
+What several engines said in one turn of the loop goes to a gateway in one message: it costs a
+gateway as much to be woken and to take a message as to take some ten tokens. Two steps of one
+engine never share a message, so no request is twice in one.
+
 All that depends on a leg's beginning or end is off the loop over outputs: in the middle of a
 stream an output costs one lookup, one renaming and one append.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 from nodeserve.dispatcher.desk import RequestDesk
@@ -35,6 +39,9 @@ _SECOND_ENGINE_EVENTS: Final = (1, 2)
 """QUEUED and SCHEDULED of a decode leg. A gateway would take the later QUEUED and the earlier
 SCHEDULED, and find a negative queue time. Source: vllm/v1/metrics/stats.py (0.32)."""
 
+STATS_EVERY_S: Final = 0.05
+"""How often a gateway that gets outputs is sent statistics. What they count is added up."""
+
 Send = Callable[[GatewayLink, list[Any], list[bytes]], None]
 
 
@@ -59,6 +66,10 @@ class Steps:
         self._clock = desk.clock
         self._send = send
         self._num_messages = 0
+        self._template: list[Any] | None = None
+        self._stepped: set[int] = set()
+        self._untold: set[Worker] = set()
+        self._stats_due_s = 0.0
 
     def take(self, frames: list[bytes]) -> None:
         """Take one message off the engines' socket. Garbage is dropped and counted."""
@@ -85,33 +96,43 @@ class Steps:
                 self._utilities.answered(worker, answer)
             except ValueError:
                 self._counters.rejected_frames += 1
-        self._take_step(worker, codec, message, frames[1:])
+        aux = frames[1:]
+        if aux or worker.generation in self._stepped:
+            self.flush()
+        urgent = self._take_step(worker, codec, message)
+        if aux or urgent:
+            self._flush(aux, urgent=urgent)  # tensor frames belong to this one message
 
-    def _take_step(
-        self, worker: Worker, codec: OutputCodec, message: list[Any], aux: list[bytes]
-    ) -> None:
+    def _take_step(self, worker: Worker, codec: OutputCodec, message: list[Any]) -> bool:
+        """Put a step's outputs into batches; returns whether its statistics cannot wait."""
         outputs = message[codec.outputs]
         if outputs:
+            self._stepped.add(worker.generation)
             self._route(worker, codec, outputs, self._clock.now_s())
         stats = codec.field(message, codec.scheduler_stats)
-        counts = False
+        urgent = False
         if stats is not None:
             try:
-                counts = self.stats.take(worker.gauges, stats, worker.unstarted)
+                urgent = self.stats.take(worker.gauges, stats, worker.unstarted)
             except ValueError:
                 self._counters.rejected_frames += 1
-                message[codec.scheduler_stats] = None
-            for gateway in self._gateways.values():
-                gateway.shows_old_gauges = True
+            if worker.gauges.waiting or worker.told_waiting:
+                self._tell_load(worker)
+            else:
+                self._untold.add(worker)
         if codec.field(message, codec.finished_requests) is not None:
             message[codec.finished_requests] = None  # ids of legs, for balancing among engines
         message[codec.engine_index] = 0
-        self._flush(codec, message, aux, stats_due=counts)
-        if stats is not None:
-            gauges = worker.gauges
-            self._desk.tell(
-                LoadReported(worker.generation, gauges.running, gauges.waiting, gauges.kv_usage)
-            )
+        self._template = message
+        return urgent
+
+    def _tell_load(self, worker: Worker) -> None:
+        gauges = worker.gauges
+        worker.told_waiting = gauges.waiting > 0
+        self._untold.discard(worker)
+        self._desk.tell(
+            LoadReported(worker.generation, gauges.running, gauges.waiting, gauges.kv_usage)
+        )
 
     def _route(self, worker: Worker, codec: OutputCodec, outputs: list[Any], now_s: float) -> None:
         """Put each output into its gateway's batch under the client's id."""
@@ -282,37 +303,59 @@ class Steps:
         if handoff is not None and isinstance(leg_id, str):
             self._desk.tell(PrefillFinished(LegId(leg_id), handoff.lease_id))
 
-    def _flush(
-        self, codec: OutputCodec, message: list[Any], aux: list[bytes], *, stats_due: bool
-    ) -> None:
-        """Send every gateway its batch; the first one gets what the statistics count."""
-        quiet: dict[str, Any] | None = None
-        receivers: Iterable[GatewayLink] = self._gateways.values()
-        with_batch = [gateway for gateway in receivers if gateway.batch]
-        if not with_batch and stats_due:
-            with_batch = [g for g in self._gateways.values() if g.serving][:1]
-        for number, gateway in enumerate(with_batch):
-            batch = gateway.batch
-            message[codec.outputs] = batch
-            if number == 1:
-                quiet = self.stats.gauges()
-            if number and len(message) > codec.scheduler_stats:
-                message[codec.scheduler_stats] = quiet
+    def flush(self) -> None:
+        """Send every gateway what this turn has brought for it."""
+        if self._template is not None:
+            self._flush([], urgent=False)
+
+    def _flush(self, aux: list[bytes], *, urgent: bool) -> None:
+        """Send the batches in the form of the last step's message.
+
+        ``urgent`` statistics go now, and if nobody has a batch to the first gateway.
+        """
+        message, codecs = self._template, self._desk.codecs
+        if message is None or codecs is None:
+            return
+        codec = codecs.outputs
+        self._template = None
+        self._stepped.clear()
+        now_s = self._clock.now_s()
+        if urgent or now_s >= self._stats_due_s:
+            self._show_stats(now_s)
+        receivers = [gateway for gateway in self._gateways.values() if gateway.batch]
+        if urgent and not receivers:
+            receivers = [g for g in self._gateways.values() if g.serving][:1]
+        for gateway in receivers:
+            message[codec.outputs] = gateway.batch
+            stats = self.stats.report() if gateway.shows_old_gauges else None
+            if stats is not None or len(message) > codec.scheduler_stats:
+                codec.put(message, codec.scheduler_stats, stats)
             gateway.shows_old_gauges = False
             self._send(gateway, message, aux)
-            batch.clear()
+            gateway.batch.clear()
 
-    def refresh_gauges(self) -> None:
-        """Send the node's gauges to gateways that heard nothing since they changed."""
+    def _show_stats(self, now_s: float) -> None:
+        """Let each gateway's next message carry statistics if there is something new."""
+        if self.stats.changed:
+            self.stats.changed = False
+            self._stats_due_s = now_s + STATS_EVERY_S
+            for gateway in self._gateways.values():
+                gateway.shows_old_gauges = True
+
+    def catch_up(self) -> None:
+        """Say what had time: loads to the router, statistics to gateways that heard nothing.
+
+        Call it every tenth of a second, not from within a turn.
+        """
+        for worker in tuple(self._untold):
+            self._tell_load(worker)
         codecs = self._desk.codecs
-        stats = self.stats.gauges()
-        if codecs is None or stats is None:
-            return
+        now_s = self._clock.now_s()
+        self._show_stats(now_s)
         for gateway in list(self._gateways.values()):
-            if gateway.shows_old_gauges and gateway.serving and not gateway.congested:
+            if codecs and gateway.shows_old_gauges and gateway.serving and not gateway.congested:
                 gateway.shows_old_gauges = False
-                message = codecs.outputs.message([], stats, self._clock.now_s())
-                self._send(gateway, message, [])
+                self._send(gateway, codecs.outputs.message([], self.stats.report(), now_s), [])
 
 
 def _events(value: object) -> list[dict[str, Any]]:

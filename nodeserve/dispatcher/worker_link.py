@@ -32,7 +32,8 @@ _NOTHING: Final = encode([])
 class Worker:
     """One attached worker.
 
-    ``unstarted`` counts the legs, by kind, that have not answered yet.
+    ``unstarted`` counts the legs, by kind, that have not answered yet. ``told_waiting`` is
+    whether the router was last told that some wait inside the engine.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class Worker:
         "prompt_tokens",
         "ready",
         "role",
+        "told_waiting",
         "unstarted",
     )
 
@@ -58,6 +60,7 @@ class Worker:
         self.role: Role = attached.role
         self.gauges = EngineGauges(attached.ready.num_gpu_blocks)
         self.unstarted = dict.fromkeys(LegKind, 0)
+        self.told_waiting = False
         self.prompt_tokens = 0
         self.generation_tokens = 0
 

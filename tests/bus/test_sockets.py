@@ -116,6 +116,31 @@ async def test_busy_socket_does_not_starve_another(context, tmp_path: Path) -> N
         reader.close()
 
 
+async def test_end_of_each_turn_is_told_after_its_messages(context, tmp_path: Path) -> None:
+    pull, push = open_socket(context, zmq.PULL), open_socket(context, zmq.PUSH)
+    bind(pull, f"ipc://{tmp_path}/a.sock")
+    push.connect(f"ipc://{tmp_path}/a.sock")
+    turns: list[list[bytes]] = [[]]
+    over = asyncio.Event()
+
+    def end() -> None:
+        if turns[-1][-1:] == [b"9"]:
+            over.set()
+        if turns[-1]:
+            turns.append([])
+
+    for number in range(10):
+        push.send(str(number).encode())
+    reader = Reader(pull, lambda frames: turns[-1].append(frames[0]), on_turn_end=end, batch=3)
+    async with asyncio.timeout(WITHIN_S):
+        await over.wait()
+    reader.close()
+    assert [message for turn in turns for message in turn] == [
+        str(number).encode() for number in range(10)
+    ]
+    assert max(map(len, turns)) <= 3
+
+
 async def test_sends_on_a_read_socket_lose_no_message(context, tmp_path: Path) -> None:
     router = open_socket(context, zmq.ROUTER)
     bind(router, f"ipc://{tmp_path}/a.sock")

@@ -29,22 +29,28 @@ def looks(requests: int, queries: int, hits: int, *, reset: bool = False) -> dic
     }
 
 
+def reported(merged: NodeStats) -> dict[str, Any]:
+    shown = merged.report()
+    assert shown is not None
+    return shown
+
+
 def test_requests_add_up_and_usage_is_weighted_by_blocks() -> None:
     merged, (small, large) = node(10, 30)
     merged.take(small, stats(3, 2, 1.0), NOBODY)
-    said = stats(4, 1, 0.2)
-    merged.take(large, said, NOBODY)
-    assert (said["num_running_reqs"], said["num_waiting_reqs"]) == (7, 3)
-    assert said["kv_cache_usage"] == pytest.approx((10 + 6) / 40)
+    merged.take(large, stats(4, 1, 0.2), NOBODY)
+    shown = reported(merged)
+    assert (shown["num_running_reqs"], shown["num_waiting_reqs"]) == (7, 3)
+    assert shown["kv_cache_usage"] == pytest.approx((10 + 6) / 40)
 
 
 def test_later_word_of_an_engine_replaces_its_earlier_one() -> None:
     merged, (one, two) = node(10, 10)
     merged.take(one, stats(3, 2, 1.0), NOBODY)
     merged.take(two, stats(1, 0, 0.0), NOBODY)
-    said = stats()
-    merged.take(one, said, NOBODY)
-    assert (said["num_running_reqs"], said["kv_cache_usage"]) == (1, 0.0)
+    merged.take(one, stats(), NOBODY)
+    shown = reported(merged)
+    assert (shown["num_running_reqs"], shown["kv_cache_usage"]) == (1, 0.0)
 
 
 def test_engine_that_left_counts_no_more() -> None:
@@ -52,9 +58,10 @@ def test_engine_that_left_counts_no_more() -> None:
     fetching = {"in_progress": 2}
     merged.take(one, stats(3, 2, 1.0, num_kv_fetch_reqs_by_stage=fetching), NOBODY)
     merged.take(two, stats(1, 1, 0.5), NOBODY)
+    merged.changed = False
     merged.left(one)
-    shown = merged.gauges()
-    assert shown is not None
+    assert merged.changed
+    shown = reported(merged)
     assert (shown["num_running_reqs"], shown["num_waiting_reqs"]) == (1, 1)
     assert shown["kv_cache_usage"] == pytest.approx(0.5)
     assert shown["num_kv_fetch_reqs_by_stage"] == {"in_progress": 0}
@@ -65,49 +72,65 @@ def test_fetching_requests_add_up_by_stage() -> None:
     merged.take(one, stats(num_kv_fetch_reqs_by_stage={"in_progress": 2}), NOBODY)
     said = stats(num_kv_fetch_reqs_by_stage={"in_progress": 1, "waiting_to_start": 1})
     merged.take(two, said, NOBODY)
-    assert said["num_kv_fetch_reqs_by_stage"] == {"in_progress": 3, "waiting_to_start": 1}
+    assert reported(merged)["num_kv_fetch_reqs_by_stage"] == {
+        "in_progress": 3,
+        "waiting_to_start": 1,
+    }
 
 
 def test_prompt_that_was_handed_over_is_looked_up_once() -> None:
     merged, (prefill, decode) = node(10, 10)
     said = stats(prefix_cache_stats=looks(2, 100, 40))
-    assert merged.take(prefill, said, NOBODY | {LegKind.PREFILL: 2})
-    assert said["prefix_cache_stats"] == looks(2, 100, 40)
+    merged.take(prefill, said, NOBODY | {LegKind.PREFILL: 2})
+    assert reported(merged)["prefix_cache_stats"] == looks(2, 100, 40)
     said = stats(prefix_cache_stats=looks(2, 100, 0))
-    assert not merged.take(decode, said, NOBODY | {LegKind.DECODE: 2})
-    assert said["prefix_cache_stats"] == looks(0, 0, 0)
+    merged.take(decode, said, NOBODY | {LegKind.DECODE: 2})
+    assert reported(merged)["prefix_cache_stats"] == looks(0, 0, 0)
 
 
 def test_mixed_step_counts_the_share_of_those_that_were_not_handed_over() -> None:
     merged, (engine,) = node(10)
     said = stats(prefix_cache_stats=looks(4, 100, 40))
-    assert merged.take(engine, said, NOBODY | {LegKind.DECODE: 3, LegKind.WHOLE: 1})
-    assert said["prefix_cache_stats"] == looks(1, 25, 10)
+    merged.take(engine, said, NOBODY | {LegKind.DECODE: 3, LegKind.WHOLE: 1})
+    assert reported(merged)["prefix_cache_stats"] == looks(1, 25, 10)
+
+
+def test_looks_of_many_steps_are_reported_exactly_once() -> None:
+    merged, engines = node(10, 10)
+    for number in range(1, 21):
+        found = looks(1, number, number // 2) | {"hits_by_source": {"local": number}}
+        more = {"connector_prefix_cache_stats": looks(0, 7, 1)} if number % 2 else {}
+        merged.take(engines[number % 2], stats(prefix_cache_stats=found, **more), NOBODY)
+        merged.take(engines[number % 2], stats(), NOBODY)
+    shown = reported(merged)
+    assert shown["prefix_cache_stats"] == looks(20, 210, 100) | {"hits_by_source": {"local": 210}}
+    assert shown["connector_prefix_cache_stats"] == looks(0, 70, 10)
+    again = reported(merged)
+    assert again["prefix_cache_stats"] == looks(0, 0, 0)
+    assert not again.get("connector_prefix_cache_stats")
 
 
 def test_reset_of_a_prefix_cache_is_passed_on_once() -> None:
     merged, (engine,) = node(10)
-    said = stats(prefix_cache_stats=looks(0, 0, 0, reset=True))
-    assert merged.take(engine, said, NOBODY)
-    assert said["prefix_cache_stats"]["reset"] is True
-    shown = merged.gauges()
-    assert shown is not None
-    assert shown["prefix_cache_stats"]["reset"] is False
+    merged.take(engine, stats(prefix_cache_stats=looks(0, 0, 0, reset=True)), NOBODY)
+    merged.take(engine, stats(prefix_cache_stats=looks(1, 4, 0)), NOBODY)
+    assert reported(merged)["prefix_cache_stats"] == looks(1, 4, 0, reset=True)
+    assert reported(merged)["prefix_cache_stats"] == looks(0, 0, 0)
 
 
 @pytest.mark.parametrize(
     "counter", [{"spec_decoding_stats": {"num_drafts": 1}}, {"kv_cache_eviction_events": [{}]}]
 )
-def test_what_counts_is_said_to_count_and_not_shown_twice(counter: dict[str, Any]) -> None:
+def test_what_cannot_be_added_up_is_urgent_and_reported_once(counter: dict[str, Any]) -> None:
     merged, (engine,) = node(10)
     assert merged.take(engine, stats(1, **counter), NOBODY)
-    shown = merged.gauges()
-    assert shown == stats(1)
+    assert reported(merged) == stats(1, **counter)
+    assert reported(merged) == stats(1)
     assert not merged.take(engine, stats(1), NOBODY)
 
 
-def test_nothing_is_shown_before_an_engine_has_spoken() -> None:
-    assert NodeStats().gauges() is None
+def test_nothing_is_reported_before_an_engine_has_spoken() -> None:
+    assert NodeStats().report() is None
 
 
 @pytest.mark.parametrize(
@@ -121,6 +144,8 @@ def test_nothing_is_shown_before_an_engine_has_spoken() -> None:
         stats() | {"kv_cache_usage": None},
         stats() | {"num_kv_fetch_reqs_by_stage": [1]},
         stats() | {"prefix_cache_stats": 5},
+        stats() | {"prefix_cache_stats": looks(1, 2, 3) | {"queries": "x"}},
+        stats() | {"connector_prefix_cache_stats": looks(1, 2, 3) | {"hits": 1.5}},
         stats() | {"num_kv_fetch_reqs_by_stage": {"x": "y"}},
     ],
 )
@@ -129,4 +154,4 @@ def test_garbage_is_refused_and_changes_nothing(bad: Any) -> None:
     merged.take(engine, stats(3, 2, 0.5), NOBODY)
     with pytest.raises(ValueError, match="cannot be read"):
         merged.take(engine, bad, NOBODY)
-    assert merged.gauges() == stats(3, 2, 0.5)
+    assert reported(merged) == stats(3, 2, 0.5)

@@ -7,9 +7,11 @@ import pytest
 import zmq
 
 from nodeserve.bus.sockets import open_socket
+from nodeserve.ids import Generation
+from nodeserve.router.messages import WorkerLost
 from nodeserve.wire import control
 from nodeserve.wire.control import Role
-from tests.dispatcher.fakes import FakeNode, encode, of, output, running_node, stats
+from tests.dispatcher.fakes import FakeNode, decode, encode, of, output, running_node, stats
 
 GARBAGE = [
     b"",
@@ -166,6 +168,77 @@ async def test_one_step_brings_beginning_middle_and_end_of_many_streams(tmp_path
         rows = {row[0]: row for row in await gateway.outputs()}
         assert {wire_id: row[1] for wire_id, row in rows.items()} == {"a": [3], "b": [4], "c": [5]}
         assert of(rows["a"], "stop_reason") == "x"
+
+
+async def test_steps_of_several_engines_in_one_turn_are_one_message_and_of_one_engine_are_not(
+    tmp_path: Path,
+) -> None:
+    async with running_node(tmp_path) as node:
+        gateway_legs = {}
+        engines = [await node.engine(number, Role.AGGREGATED) for number in (10, 11)]
+        gateway = await node.gateway(20)
+        for wire_id, engine in zip("ab", engines, strict=True):
+            gateway.add(wire_id)
+            gateway_legs[wire_id], _ = await engine.leg()
+        steps = node.dispatcher.steps
+
+        def step(engine: int, wire_id: str, token: int) -> list[bytes]:
+            return [encode([engine, [output(gateway_legs[wire_id], [token])], None, 1.0])]
+
+        turn = [(10, "a", 1), (11, "b", 2), (10, "a", 3), (10, "a", 4), (11, "b", 5)]
+        for engine, wire_id, token in turn:
+            steps.take(step(engine, wire_id, token))
+        steps.flush()
+        steps.flush()
+        expected = [[["a", [1]], ["b", [2]]], [["a", [3]]], [["a", [4]], ["b", [5]]]]
+        for rows in expected:
+            assert [row[:2] for row in await gateway.outputs()] == rows
+
+
+async def test_tensor_frames_go_with_their_own_step_only(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        _, gateway, leg_id = await stream(node)
+        steps = node.dispatcher.steps
+        for token, frames in ((2, []), (3, [b"tensor"]), (4, [])):
+            steps.take([encode([10, [output(leg_id, [token])], None, 1.0]), *frames])
+        steps.flush()
+        seen = []
+        for _ in range(3):
+            first, *aux = await gateway.inbox.next()
+            seen.append((decode(first)[1][0][1], aux))
+        assert seen == [([2], []), ([3], [b"tensor"]), ([4], [])]
+
+
+async def test_error_of_a_request_comes_behind_its_tokens(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        _, gateway, leg_id = await stream(node)
+        steps = node.dispatcher.steps
+        steps.take([encode([10, [output(leg_id, [2])], None, 1.0])])
+        node.dispatcher.desk.tell(WorkerLost(Generation(10)))
+        steps.flush()
+        tokens, error = await gateway.outputs()
+        assert (tokens[1], of(error, "finish_reason")) == ([2], 3)
+
+
+async def test_statistics_go_along_now_and_then_and_add_up(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        _, gateway, leg_id = await stream(node)
+        steps = node.dispatcher.steps
+        looks = stats()["prefix_cache_stats"] | {"requests": 1, "queries": 10, "hits": 4}
+        for number in range(100):
+            said = stats(number, prefix_cache_stats=looks)
+            steps.take([encode([10, [output(leg_id, [number])], said, 1.0])])
+            steps.flush()
+        queries = with_stats = 0
+        running = None
+        while queries < 1000 or running != 99:
+            message = decode((await gateway.inbox.next())[0])
+            if message[2] is not None:
+                with_stats += 1
+                queries += message[2]["prefix_cache_stats"]["queries"]
+                running = message[2]["num_running_reqs"]
+        assert queries == 1000
+        assert with_stats < 20
 
 
 async def test_node_gauges_reach_every_gateway_and_counters_just_one(tmp_path: Path) -> None:
