@@ -84,7 +84,7 @@ def _resolve(
         socket = _absolute(table.socket or defaults.socket)
         problem = paths.path_problem(Path(socket))
         if problem:
-            problems.add(f"{key}.socket", problem)
+            problems.add(key if key.startswith("--") else f"{key}.socket", problem)
         return msgspec.structs.replace(listener, socket=socket)
     if table.socket is not None:
         problems.add(key, "sets both `socket` and `listen`: give each its own [[listener]]")

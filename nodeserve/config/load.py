@@ -310,7 +310,9 @@ def _runtime_dir(
     else:
         path = paths.internals_of(paths.default_socket(around.environ, around.uid).absolute())
     problem = paths.runtime_dir_problem(path)
-    if problem:
+    # A directory that follows from a socket's path has that path's problem.
+    has_own_path = file.runtime_dir is not None or not sockets
+    if problem and (has_own_path or paths.path_problem(Path(sockets[0])) is None):
         problems.add("runtime_dir", problem)
     return str(path)
 

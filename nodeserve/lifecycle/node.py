@@ -32,7 +32,7 @@ from nodeserve.lifecycle.messages import (
     WorkerRouted,
 )
 from nodeserve.lifecycle.process import Phase
-from nodeserve.lifecycle.shutdown import Patience, next_to_stop
+from nodeserve.lifecycle.shutdown import Patience, daemon_exit_code, next_to_stop
 from nodeserve.lifecycle.slot import AfterStop, Slot, SlotPlan
 from nodeserve.wire.control import (
     AttachWorker,
@@ -254,7 +254,7 @@ class NodeLife:
             return commands + self._continue_stop(now_s)
         if self.phase is NodePhase.STARTING and not expected:
             reason = f"{slot.kind} {slot.name} failed to start: {cause}"
-            self._exit = ExitNode(event.exit_code or 1, reason)
+            self._exit = ExitNode(daemon_exit_code(event.exit_code), reason)
             return commands + self._stop_all(now_s, grace_s=2.0)
         if slot.kind is ProcessKind.DISPATCHER:
             commands += self._restart_group(now_s)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError
 from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.wire.control import ProcessKind
@@ -13,6 +14,10 @@ STOP_ORDER: Final = (
     frozenset({ProcessKind.GATEWAY}),
     frozenset({ProcessKind.WORKER, ProcessKind.DISPATCHER}),
     frozenset({ProcessKind.FORKSERVER}),
+)
+
+REASONED_EXITS: Final = frozenset(
+    error.exit_code for error in (CapacityError, ConfigError, InvariantError, PeerError)
 )
 
 
@@ -32,3 +37,11 @@ def next_to_stop(slots: Iterable[Slot]) -> list[Slot]:
         if left := [slot for slot in alive if slot.kind in kinds]:
             return left
     return []
+
+
+def daemon_exit_code(exit_code: int) -> int:
+    """Return with what the daemon ends when a process whose exit code this is could not start.
+
+    A process that ends with a code of its own, or by a signal, has not said what is to be done.
+    """
+    return exit_code if exit_code in REASONED_EXITS else PeerError.exit_code

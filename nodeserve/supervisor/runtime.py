@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -11,6 +12,9 @@ from nodeserve.bus.endpoints import ipc_address
 from nodeserve.errors import ConfigError
 
 _PRIVATE_MODE: Final = 0o700
+
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+"""vllm-rs writes them into its log too."""
 
 
 class RuntimeDirectory:
@@ -54,7 +58,8 @@ class RuntimeDirectory:
             text = self.log_path(name).read_text(errors="replace")
         except OSError:
             return []
-        return [line.rstrip() for line in text.splitlines() if line.strip()][-num_lines:]
+        plain = _COLOURS.sub("", text)
+        return [line.rstrip() for line in plain.splitlines() if line.strip()][-num_lines:]
 
     def close(self, *, keep_logs: bool) -> None:
         """Remove what the daemon made; after a failure the logs stay for whoever looks."""

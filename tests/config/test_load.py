@@ -168,6 +168,11 @@ def test_a_file_that_can_never_work_is_refused(load, toml, what):
     assert what in refusal(load, toml)
 
 
+def test_a_socket_path_that_is_too_long_is_one_problem_of_its_flag(load):
+    [line] = refusal(load, socket="/run/" + "x" * 120).splitlines()
+    assert line.startswith("command line: --socket is /run/xxx")
+
+
 def test_a_file_that_is_not_there_is_named(load):
     assert refusal(load, config="/nowhere.toml").startswith("/nowhere.toml: cannot be read")
 

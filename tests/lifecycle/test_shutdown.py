@@ -1,5 +1,7 @@
+import pytest
+
 from nodeserve.lifecycle.process import BecameReady, StartRequested
-from nodeserve.lifecycle.shutdown import next_to_stop
+from nodeserve.lifecycle.shutdown import daemon_exit_code, next_to_stop
 from nodeserve.lifecycle.slot import Slot, SlotPlan
 from nodeserve.wire.control import ProcessKind
 
@@ -27,3 +29,8 @@ def test_gateways_end_before_workers_and_the_dispatcher_and_fork_servers_last():
 
 def test_what_never_started_is_not_waited_for():
     assert next_to_stop([Slot(SlotPlan("w", ProcessKind.WORKER))]) == []
+
+
+@pytest.mark.parametrize(("code", "told"), [(75, 75), (78, 78), (1, 69), (0, 69), (137, 69)])
+def test_the_daemon_ends_with_a_code_that_says_what_to_do(code, told):
+    assert daemon_exit_code(code) == told

@@ -63,3 +63,12 @@ def test_the_tail_is_the_last_lines_that_say_something(tmp_path):
     runtime.log_path("w").write_bytes(b"1\n\n2\n\xff3\n\n")
     assert runtime.log_tail("w", 2) == ["2", "\ufffd3"]
     runtime.close(keep_logs=False)
+
+
+def test_the_tail_is_without_colours(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    runtime.log_path("w").write_text(
+        "\x1b[0;36m(gateway)\x1b[0m \x1b[31mERROR\x1b[0m no tokenizer\n"
+    )
+    assert runtime.log_tail("w") == ["(gateway) ERROR no tokenizer"]
+    runtime.close(keep_logs=False)

@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pydantic import ValidationError
 from vllm.config import KVEventsConfig, KVTransferConfig, StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -75,10 +76,17 @@ def vllm_config(
         arguments["kv_events_config"] = _kv_events(spec, arguments)
         config = AsyncEngineArgs(**arguments).create_engine_config()
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
-        text = f"worker {spec.name}: vLLM refuses its engine arguments: {error}; change engine.args"
-        raise ConfigError(text) from error
+        text = f"worker {spec.name}: vLLM refuses its engine arguments: {_reason(error)}"
+        raise ConfigError(f"{text}; change engine.args") from error
     _require_generation(config)
     return config
+
+
+def _reason(error: Exception) -> str:
+    """Return why, on one line; pydantic says first how many errors there are and of what class."""
+    if isinstance(error, ValidationError):
+        return " ".join("; ".join(found["msg"] for found in error.errors()).split())
+    return str(error)
 
 
 def transfer_config(spec: WorkerSpec, platform: Platform) -> KVTransferConfig | None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 import torch
+from safetensors import SafetensorError
 from vllm.config import KVTransferConfig, VllmConfig
 from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineShutdownState
@@ -63,6 +64,7 @@ class VllmEngine:
             ConfigError: vLLM is another release than the pinned one, an engine argument does not
                 work, or the KV cannot be handed over though the role needs it.
             CapacityError: The device has no room for the model or its KV cache at present.
+            PeerError: vLLM failed for another reason, such as weights that do not fit the model.
         """
         spec = self._spec
         platform, release = environment.find_vllm()
@@ -143,6 +145,12 @@ class VllmEngine:
         except ValueError as error:
             text = f"worker {spec.name}: vLLM cannot load with this configuration: {error}"
             raise ConfigError(text) from error
+        except SafetensorError as error:
+            text = f"worker {spec.name}: the weights in {spec.engine.model} are broken: {error}"
+            raise ConfigError(f"{text}; fetch them again") from error
+        except (RuntimeError, OSError) as error:
+            text = f"worker {spec.name}: vLLM cannot load {spec.engine.model}: {error}; see its log"
+            raise PeerError(text) from error
 
 
 def _num_blocks(config: VllmConfig) -> int:

@@ -21,6 +21,7 @@ REFUSED = [
     ({"runner": "pooling"}, "only generating models"),
     ({"max_modle_len": 5}, "did you mean max_model_len?"),
     ({"max_model_len": -5}, "vLLM refuses its engine arguments"),
+    ({"max_model_len": 10**6}, "max_model_len (1000000) is greater than the derived"),
     ({"structured_outputs_config": {"backend": "guidance"}}, "agree on xgrammar"),
     ({"structured_outputs_config": "xgrammar"}, "must be a table"),
 ]
