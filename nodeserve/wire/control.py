@@ -13,6 +13,9 @@ import msgspec
 HANDOFF: Final = "handoff"
 """The feature of an engine that can hand its KV over and take a peer's."""
 
+RESUME: Final = "resume"
+"""The feature of an engine that continues a request after tokens that another engine made."""
+
 
 class Role(enum.StrEnum):
     """What a worker is used for. Roles are routing: an engine with HANDOFF can do all three."""
@@ -69,7 +72,7 @@ class WorkerReady(_Message, frozen=True, kw_only=True):
     ``ready`` is the engine's EngineCoreReadyResponse, msgpack, as vLLM encodes it.
     ``kv_events_endpoint`` is the ``ipc://`` address of its KV event publisher, or None.
     ``kv_block_bytes`` is what one block holds over all layers and all ranks.
-    ``features`` are what not every engine can do: HANDOFF.
+    ``features`` are what not every engine can do: HANDOFF, RESUME.
     """
 
     name: str

@@ -23,8 +23,15 @@ UTILITY: Final = b"\x03"
 
 REMOTE_DECODE: Final[Mapping[str, bool]] = {"do_remote_decode": True}
 
-_FOREIGN_ARGS: Final = ("kv_transfer_params", "ec_transfer_params")
-"""They name memory, so a client may not set them."""
+RESUMED: Final = "nodeserve_resumed"
+"""Key in ``extra_args``: the token ids that the client has already been sent, in order.
+
+They are outputs of the request from its beginning: the engine restores them as such, and its
+outputs hold only what comes after. None or an empty list means that nothing was sent.
+"""
+
+_FOREIGN_ARGS: Final = ("kv_transfer_params", "ec_transfer_params", RESUMED)
+"""They name memory or what was sent, so a client may not set them."""
 
 _PREFILL_DROPS: Final = (
     "_all_stop_token_ids",

@@ -39,6 +39,11 @@ def make_model(folder: str) -> None:
     _child().make_model(folder)
 
 
+def check_resume(check: str, pipe: Connection) -> None:
+    """Answer with what a function of ``vllm_resume`` finds."""
+    getattr(importlib.import_module("tests.support.vllm_resume"), check)(pipe)
+
+
 def _child() -> Any:
     # Imports vLLM: only in the forkserver's children, never in the test's own process.
     return importlib.import_module("tests.support.vllm_child")

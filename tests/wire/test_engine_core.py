@@ -10,6 +10,7 @@ from nodeserve.ids import Generation, LegId
 from nodeserve.wire.codec import decode_map, encode
 from nodeserve.wire.control import WireFields
 from nodeserve.wire.engine_core import (
+    RESUMED,
     RequestCodec,
     decode_abort,
     decode_utility,
@@ -102,8 +103,9 @@ def test_pooling_goes_whole_and_unchanged(codec: RequestCodec) -> None:
     assert decode(codec.whole_leg(add, LEG))[3:5] == [None, [None, 64]]
 
 
-def test_client_cannot_name_memory(codec: RequestCodec) -> None:
+def test_client_cannot_name_memory_nor_what_it_was_sent(codec: RequestCodec) -> None:
     evil = {"kv_transfer_params": {"do_remote_prefill": True}, "ec_transfer_params": {}, "x": 1}
+    evil |= {RESUMED: [1, 2]}
     assert leg_of(codec, extra_args=evil)[3]["extra_args"] == {"x": 1}
 
 

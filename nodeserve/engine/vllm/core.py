@@ -10,10 +10,12 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreReques
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.utils import EngineZmqAddresses
 from vllm.v1.executor import Executor
+from vllm.v1.request import Request
 
+from nodeserve.engine.vllm import resume, resume_runner
 from nodeserve.engine.vllm.connector import NodeserveConnector
 from nodeserve.engine.vllm.connector_scheduler import SchedulerSide
-from nodeserve.errors import InvariantError
+from nodeserve.errors import InvariantError, PeerError
 from nodeserve.wire.control import WireFields
 
 NO_HANDOFFS: Final = {
@@ -53,6 +55,7 @@ class NodeEngineCore(EngineCoreProc):
             log_stats=True,
             engine_index=generation,
         )
+        self.can_resume: Final = all(self.model_executor.collective_rpc(resume_runner.install))
 
     @contextmanager
     def _perform_handshakes(self, *_: Any) -> Generator[EngineZmqAddresses, None, None]:
@@ -62,6 +65,35 @@ class NodeEngineCore(EngineCoreProc):
         executed = super()._process_engine_step()
         self.steps += 1
         return executed
+
+    def preprocess_add_request(self, request: EngineCoreRequest) -> tuple[Request, int]:
+        """Make a request of an ADD; one that is resumed has its output tokens then.
+
+        Runs in the thread that receives; what it raises fails the one request.
+
+        Raises:
+            PeerError: The request is to be resumed and cannot be.
+        """
+        tokens = resume.resumed_tokens(request.sampling_params)
+        if not tokens:
+            return super().preprocess_add_request(request)
+        model = self.vllm_config.model_config
+        resume.require_tokens(request.request_id, tokens, model.get_vocab_size())
+        if not self.can_resume:
+            text = f"request {request.request_id}: this engine cannot resume; send it elsewhere"
+            raise PeerError(text)
+        request.sampling_params.prompt_logprobs = None  # they came with the first token
+        made, wave = super().preprocess_add_request(request)
+        resume.restore(made, tokens, model.max_model_len)
+        resume.advance_grammar(self.structured_output_manager, made, request)
+        return made, wave
+
+    def add_request(self, request: Request, request_wave: int = 0) -> None:
+        """Schedule a request, or end it at once if its restored tokens complete it."""
+        if request.is_finished():
+            self.output_queue.put_nowait((request.client_index, resume.finished_outputs(request)))
+        else:
+            super().add_request(request, request_wave)
 
     @property
     def handoffs(self) -> SchedulerSide | None:

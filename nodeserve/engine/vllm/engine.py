@@ -18,7 +18,7 @@ from nodeserve.engine.vllm import args, environment
 from nodeserve.engine.vllm.core import NodeEngineCore, wire_fields
 from nodeserve.engine.vllm.environment import Platform
 from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError
-from nodeserve.wire.control import HANDOFF, WorkerReady
+from nodeserve.wire.control import HANDOFF, RESUME, WorkerReady
 from nodeserve.wire.spawn import WorkerSpec
 
 _logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class VllmEngine:
             kv_events_endpoint=(
                 None if config.kv_events_config is None else config.kv_events_config.endpoint
             ),
-            features=() if transfer is None else (HANDOFF,),
+            features=_features(can_hand_over=transfer is not None, can_resume=core.can_resume),
         )
 
     def run(self) -> None:
@@ -155,3 +155,7 @@ class VllmEngine:
 
 def _num_blocks(config: VllmConfig) -> int:
     return config.cache_config.num_gpu_blocks or 0
+
+
+def _features(*, can_hand_over: bool, can_resume: bool) -> tuple[str, ...]:
+    return (HANDOFF,) * can_hand_over + (RESUME,) * can_resume

@@ -23,7 +23,7 @@ def test_a_ready_engine_says_what_the_dispatcher_needs(node) -> None:
     # 4 layers, key and value, 32 tokens, 2 heads of 64, float32.
     assert ready.kv_block_bytes == 4 * 2 * 32 * 2 * 64 * 4
     assert ready.kv_events_endpoint == f"ipc://{node.folder}/kv-{ASYNC}"
-    assert ready.features == ("handoff",)
+    assert ready.features == ("handoff", "resume")
 
 
 def test_generations_differ_on_the_wire_only_in_their_identity(node) -> None:
@@ -73,7 +73,7 @@ def test_an_engine_without_the_connector_serves_whole_requests(node) -> None:
     node.start_as(vllm_entry.run_engine_without_connector, node.spec(ALONE, KvSpec(), {}))
     node.wait_ready(ALONE)
     ready, other = node.ready[ALONE], node.ready[ASYNC]
-    assert ready.features == ()
+    assert ready.features == ("resume",)
     assert (ready.kv_block_bytes, ready.num_gpu_blocks) == (other.kv_block_bytes, 512)
     prompt = list(range(5, 105))
     assert node.whole(ALONE, prompt, 8).tokens == node.whole(ASYNC, prompt, 8).tokens
