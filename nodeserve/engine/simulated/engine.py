@@ -11,7 +11,7 @@ from nodeserve.engine.simulated.loop import OUTPUT_HIGH_WATER, EngineLoop, Socke
 from nodeserve.engine.simulated.sizing import size_engine
 from nodeserve.engine.simulated.wire import FIELDS
 from nodeserve.errors import InvariantError
-from nodeserve.wire.control import HANDOFF, WorkerReady
+from nodeserve.wire.control import HANDOFF, RESUME, WorkerReady
 from nodeserve.wire.spawn import WorkerSpec
 
 
@@ -21,7 +21,8 @@ class SimulatedEngine:
     Requests are answered with deterministic tokens (``tokens``), as fast as the performance
     model says, divided by ``speedup``. They end at ``max_tokens`` or a stop token, never at the
     end-of-sequence token. Grammars are ignored: a structured output is the same plain text.
-    Logprobs are made up: each sampled token has one half.
+    Logprobs are made up: each sampled token has one half. A resumed request continues at the
+    position behind its restored tokens, which are taken as they come.
 
     Messages that are not EngineCore's are dropped with a warning.
     """
@@ -67,7 +68,7 @@ class SimulatedEngine:
             kv_block_bytes=sizing.limits.block_bytes,
             max_model_len=sizing.max_model_len,
             kv_events_endpoint=spec.kv_events_address,
-            features=(HANDOFF,),
+            features=(HANDOFF, RESUME),
         )
 
     def run(self) -> None:

@@ -193,14 +193,14 @@ class EngineLoop:
     def _take_request(self, payload: bytes) -> None:
         try:
             request = wire.decode_request(payload)
+            refusal = _refusal(request)
+            if refusal is None:
+                self._add(request)
+            else:
+                self._refuse(request.request_id, refusal)
         except msgspec.MsgspecError:
             self._refuse(wire.decode_name(payload).request_id, wire.FINISH_ERROR)
             raise
-        refusal = _refusal(request)
-        if refusal is None:
-            self._add(request)
-        else:
-            self._refuse(request.request_id, refusal)
 
     def _refuse(self, request_id: str, finish_reason: int) -> None:
         row = wire.end_row(request_id, finish_reason)
@@ -215,7 +215,12 @@ class EngineLoop:
             max_model_len=self._sizing.max_model_len,
             order=self._num_added,
         )
-        self._scheduler.add(sequence, now_s)
+        if sequence.is_complete:
+            row = wire.end_row(sequence.request_id, wire.FINISH_LENGTH)
+            sequence.add_end(row)
+            self._outbox.append(self._encoder.step([row], None, now_s))
+        else:
+            self._scheduler.add(sequence, now_s)
 
     def _flush(self) -> None:
         """Send what is to be sent; wait for a peer that does not take it."""

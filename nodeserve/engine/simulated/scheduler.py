@@ -245,7 +245,7 @@ class Scheduler:
             self._pull_s += self.handoffs.pull(sequence, missing, now_s)
         else:
             sequence.handoff = None
-        if sequence.num_preemptions == 0:
+        if sequence.num_preemptions == 0 and not sequence.is_resumed:
             self._count_prefill(sequence, local, held - local)
         return True
 
@@ -370,9 +370,7 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, row: wire.Row) -> None:
         """Write a request's end into its last row."""
-        stopped = sequence.stop_reason is not None
-        row[wire.FINISH_REASON] = wire.FINISH_STOP if stopped else wire.FINISH_LENGTH
-        row[wire.STOP_REASON] = sequence.stop_reason
+        sequence.add_end(row)
         self._end(sequence)
 
     def _leave(self, sequence: Sequence) -> None:

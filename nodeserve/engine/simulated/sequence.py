@@ -8,6 +8,7 @@ from nodeserve.engine.simulated import wire
 from nodeserve.engine.simulated.tokens import CHUNK_TOKENS, Vocabulary, stream_key
 from nodeserve.ids import BlockHash
 from nodeserve.kv.block_hash import NO_SEED, hash_blocks, root_seed
+from nodeserve.wire.engine_core import RESUMED
 
 _NEVER: Final = 1 << 62
 
@@ -18,7 +19,7 @@ class Sequence:
     Attributes:
         prompt: Its token ids.
         tokens: Output tokens known so far; those from ``emitted`` on were not sent yet.
-        emitted: How many output tokens were sent.
+        emitted: How many output tokens were sent, by this engine and before it.
         limit: After how many output tokens it ends.
         due: At how many output tokens the decode loop must look at it again.
         computed: Tokens whose KV is in ``blocks``, kept up while it prefills.
@@ -29,6 +30,7 @@ class Sequence:
         row: The output that decode sends each step; ``row_tokens`` is the list inside it.
         handoff: What a decode leg is to pull; None once pulled and for others.
         is_prefill_leg: Whether its blocks stay under a lease when it ends.
+        is_resumed: Whether another engine has sent its first output.
     """
 
     __slots__ = (
@@ -46,6 +48,7 @@ class Sequence:
         "hashes",
         "is_live",
         "is_prefill_leg",
+        "is_resumed",
         "limit",
         "num_preemptions",
         "num_stored",
@@ -65,7 +68,11 @@ class Sequence:
     def __init__(
         self, request: wire.Request, vocabulary: Vocabulary, *, max_model_len: int, order: int
     ) -> None:
-        """Take a request with a prompt of token ids and sampling parameters."""
+        """Take a request with a prompt of token ids and sampling parameters.
+
+        Raises:
+            ValidationError: msgspec's; what it is to be resumed after are no tokens.
+        """
         sampling = request.sampling_params or wire.Sampling()
         self.request_id = request.request_id
         self.prompt = request.prompt_token_ids or []
@@ -93,12 +100,19 @@ class Sequence:
         self._stop_token_ids = frozenset(sampling.stop_token_ids or ())
         self._vocabulary = vocabulary
         self._key = stream_key(self.prompt, sampling.seed)
-        self._read_transfer_params((sampling.extra_args or {}).get("kv_transfer_params"))
+        extra = sampling.extra_args or {}
+        self._read_transfer_params(extra.get("kv_transfer_params"))
+        self._restore(msgspec.convert(extra.get(RESUMED) or [], list[int]))
 
     @property
     def num_tokens(self) -> int:
         """Tokens known to its front end: the prompt and what was sent."""
         return len(self.prompt) + self.emitted
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no further token is due: a resumed request may come so."""
+        return self.emitted >= self.limit
 
     @property
     def wants_logprobs(self) -> bool:
@@ -154,6 +168,12 @@ class Sequence:
             others = common[:count] if count >= 0 else common
             row[wire.PROMPT_LOGPROBS] = wire.prompt_logprobs(self.prompt[1:], others)
 
+    def add_end(self, row: wire.Row) -> None:
+        """Put into its last row why it ended."""
+        stopped = self.stop_reason is not None
+        row[wire.FINISH_REASON] = wire.FINISH_STOP if stopped else wire.FINISH_LENGTH
+        row[wire.STOP_REASON] = self.stop_reason
+
     def _others(self, token: int, count: int) -> tuple[int, ...]:
         """Return the token ids of the likeliest ``count``: ``token`` is always the first."""
         if count == 0:
@@ -161,6 +181,17 @@ class Sequence:
         common = self._vocabulary.common
         size = len(common) if count < 0 else count
         return (token, *[other for other in common[:size] if other != token][: size - 1])
+
+    def _restore(self, resumed: list[int]) -> None:
+        """Continue behind tokens that were sent before; they are recomputed with the prompt."""
+        self.is_resumed = bool(resumed)
+        self.emitted = len(resumed)
+        while len(self.tokens) < len(resumed):
+            self.extend()
+        self.tokens[: len(resumed)] = resumed
+        if resumed and resumed[-1] in self._stop_token_ids:
+            self.limit = len(resumed)
+            self.stop_reason = resumed[-1]
 
     def _root(self) -> BlockHash:
         return NO_SEED if self.salt is None else root_seed(None, self.salt)

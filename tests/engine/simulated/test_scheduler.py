@@ -3,6 +3,7 @@ import pytest
 from nodeserve.engine.simulated import wire
 from nodeserve.engine.simulated.kv_blocks import Stored
 from nodeserve.errors import InvariantError
+from nodeserve.wire.engine_core import RESUMED
 
 
 def prompt(length, start=0):
@@ -218,3 +219,27 @@ def test_prompt_logprobs_come_with_the_first_output(bench):
     ids = bench.first_rows["a"][wire.PROMPT_LOGPROBS][0]
     assert ids[:2] == ["int32", [3, 2]]
     assert bench.last_rows["a"][wire.PROMPT_LOGPROBS] is None
+
+
+def test_resumed_request_prefills_what_was_restored_and_goes_on_behind_it(bench):
+    whole = bench.run("a", prompt(10), max_tokens=150)
+    bench.scheduler.clear_prefix_cache()
+    bench.add("b", prompt(10), max_tokens=150, extra_args={RESUMED: whole[:20]})
+    assert bench.scheduler.plan(bench.now_s)
+    assert bench.scheduler.step_work().prefill_tokens == 30
+    while not bench.has_ended("b"):
+        bench.step()
+    assert bench.tokens["b"] == whole[20:]
+    assert bench.first_rows["b"][wire.PREFILL_STATS] is None
+
+
+def test_resumed_request_may_lose_its_blocks_like_any_other(make_bench):
+    whole = make_bench().run("b", prompt(10), max_tokens=60)
+    bench = make_bench(num_blocks=24)
+    bench.add("a", prompt(8, start=50), max_tokens=60)
+    bench.add("b", prompt(10), max_tokens=60, extra_args={RESUMED: whole[:20]})
+    num_rows = 0
+    while not bench.has_ended("b"):
+        num_rows += "b" in bench.step()
+    assert bench.tokens["b"] == whole[20:]
+    assert bench.now_s - 100.0 > num_rows + 1  # it stood still in between

@@ -1,8 +1,10 @@
+import msgspec
 import pytest
 
 from nodeserve.engine.simulated import wire
 from nodeserve.engine.simulated.sequence import Sequence
 from nodeserve.kv.block_hash import hash_blocks, root_seed
+from nodeserve.wire.engine_core import RESUMED
 
 
 @pytest.fixture
@@ -61,3 +63,34 @@ def test_row_of_who_did_not_ask_has_no_logprobs(make):
     make([1, 2]).add_logprobs(row)
     make([1, 2]).add_prompt_logprobs(row)
     assert (row[wire.LOGPROBS], row[wire.PROMPT_LOGPROBS]) == (None, None)
+
+
+def test_resumed_sequence_stands_behind_its_restored_tokens(make):
+    whole = make([1, 2], max_tokens=90)
+    for _ in range(2):
+        whole.extend()
+    resumed = make([1, 2], max_tokens=90, extra_args={RESUMED: whole.tokens[:70]})
+    assert (resumed.emitted, resumed.num_tokens, resumed.is_complete) == (70, 72, False)
+    assert resumed.tokens == whole.tokens
+    assert resumed.known_tokens(0, 72) == [1, 2, *whole.tokens[:70]]
+
+
+@pytest.mark.parametrize(
+    ("limits", "finish", "stop_reason"),
+    [
+        ({"max_tokens": 2}, wire.FINISH_LENGTH, None),
+        ({"max_tokens": 9, "stop_token_ids": [71]}, wire.FINISH_STOP, 71),
+    ],
+)
+def test_restored_tokens_may_complete_a_sequence(make, limits, finish, stop_reason):
+    sequence = make([1, 2], extra_args={RESUMED: [70, 71]}, **limits)
+    row = wire.end_row("a", wire.FINISH_LENGTH)
+    sequence.add_end(row)
+    assert sequence.is_complete
+    assert (row[wire.FINISH_REASON], row[wire.STOP_REASON]) == (finish, stop_reason)
+
+
+@pytest.mark.parametrize("garbage", [5, "x", ["a"], [1.5]])
+def test_what_are_no_tokens_is_refused(make, garbage):
+    with pytest.raises(msgspec.ValidationError):
+        make([1, 2], extra_args={RESUMED: garbage})
