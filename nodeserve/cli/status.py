@@ -97,7 +97,7 @@ def _requests(status: DispatcherStatus) -> list[str]:
         (
             f"requests  {status.running_requests} running, {status.queued_requests} queued, "
             f"{status.finished_requests} finished, {status.failed_requests} failed, "
-            f"{status.aborted_requests} aborted"
+            f"{status.aborted_requests} aborted, {status.resumed_requests} resumed"
         ),
         f"TTFT      {quantiles(status.ttft)}",
         f"ITL       {quantiles(status.itl)}",

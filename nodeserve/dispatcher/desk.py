@@ -165,6 +165,7 @@ class RequestDesk:
             aux=frames[1:],
             prompt_tokens=num_tokens,
             arrived_s=self.clock.now_s(),
+            restorable=add.restorable and self.workers.can_resume,
         )
         gateway.requests[add.wire_id] = request
         self._requests[request.request_id] = request
@@ -176,6 +177,7 @@ class RequestDesk:
                 max_tokens=room if add.max_tokens is None else min(add.max_tokens, room),
                 block_hashes=hashes,
                 whole=add.whole,
+                restorable=request.restorable,
                 priority=add.priority,
             )
         )
@@ -277,6 +279,7 @@ class RequestDesk:
             worker=worker,
             wire_id=request.wire_id,
             batch=request.gateway.batch,
+            sent=request.sent,
         )
         payload = self._payload(leg, request.add, command)
         self._leave(request)
@@ -296,6 +299,8 @@ class RequestDesk:
             raise InvariantError("dispatcher: a leg starts before any worker; report this bug")
         codec, request = self.codecs.requests, leg.request
         match leg.kind:
+            case LegKind.WHOLE if request.sent:
+                return codec.resumed_leg(add, leg.leg_id, request.sent)
             case LegKind.WHOLE:
                 request.handoff = request.prefill_stats = request.prefill_events = None
                 return codec.whole_leg(add, leg.leg_id)

@@ -45,7 +45,8 @@ class NodeStats:
     """Sums over the attached engines, kept up to date by differences.
 
     Attributes:
-        changed: Set whenever a report would say something new; who reports clears it.
+        changed: Set whenever a report would say something new; who reports clears it. Never set
+            while there is nothing to report: vllm-rs refuses a message that says nothing.
     """
 
     def __init__(self) -> None:
@@ -71,7 +72,7 @@ class NodeStats:
         self._skipped -= gauges.skipped
         self._used_blocks -= gauges.kv_usage * gauges.num_blocks
         self._add_fetching(gauges.fetching, -1)
-        self.changed = True
+        self.changed = bool(self._last)
 
     def take(self, gauges: EngineGauges, stats: Any, unstarted: Mapping[LegKind, int]) -> bool:
         """Add one engine's statistics of a step, which become ours.

@@ -1,6 +1,7 @@
 """What the dispatcher keeps of a client's request and of each leg of it."""
 
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nodeserve.ids import LegId, RequestId
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 class ClientRequest:
     """One request of one gateway.
 
-    ``add`` and ``aux`` are what the gateway sent; they go once a leg has answered, for after
-    that no leg is sent again. Times are seconds of the dispatcher's clock.
+    ``add`` and ``aux`` are what the gateway sent; of a request that is not ``restorable`` they
+    go once a leg has answered, for after that no leg is sent again. ``sent`` is every token of
+    the answer that its gateway was sent. Times are seconds of the dispatcher's clock.
     """
 
     request_id: RequestId
@@ -28,6 +30,8 @@ class ClientRequest:
     aux: list[bytes]
     prompt_tokens: int
     arrived_s: float
+    restorable: bool = False
+    sent: "array[int]" = field(default_factory=lambda: array("I"))
     leg: "Leg | None" = None
     handoff: Handoff | None = None
     prefilled_s: float = 0.0
@@ -45,8 +49,8 @@ class ClientRequest:
 class Leg:
     """One attempt at (part of) a request on one worker.
 
-    ``wire_id`` and ``batch`` repeat what ``request`` knows, for the sake of the path that
-    every token takes: ``batch`` is the gateway's list of outputs to send next.
+    ``wire_id``, ``batch`` and ``sent`` repeat what ``request`` knows, for the sake of the path
+    that every token takes: ``batch`` is the gateway's list of outputs to send next.
     """
 
     leg_id: LegId
@@ -55,6 +59,7 @@ class Leg:
     worker: "Worker"
     wire_id: str
     batch: list[Any]
+    sent: "array[int]"
     started: bool = False
     num_tokens: int = 0
     last_s: float = 0.0

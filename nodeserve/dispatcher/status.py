@@ -51,6 +51,7 @@ def build_status(
         finished_requests=counters.finished_requests,
         failed_requests=counters.failed_requests,
         aborted_requests=counters.aborted_requests,
+        resumed_requests=counters.resumed_requests,
         rejected_frames=counters.rejected_frames + other_rejected_frames,
         stale_outputs=counters.stale_outputs,
         ttft=traces.ttft.quantiles(now_s=now_s),

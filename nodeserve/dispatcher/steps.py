@@ -153,7 +153,9 @@ class Steps:
                     else:
                         self._counters.rejected_frames += 1
                 elif leg.started and (len(output) <= finish_at or output[finish_at] is None):
-                    count = len(output[tokens_at])
+                    tokens = output[tokens_at]
+                    leg.sent.extend(tokens)
+                    count = len(tokens)
                     total += count
                     leg.num_tokens += count
                     if output is sample:
@@ -165,7 +167,7 @@ class Steps:
                     edges.append((leg, output))
                 else:
                     self._counters.rejected_frames += 1
-            except (TypeError, IndexError, KeyError):
+            except (TypeError, IndexError, KeyError, OverflowError):
                 self._counters.rejected_frames += 1
         worker.generation_tokens += total
         if unknown:
@@ -186,6 +188,11 @@ class Steps:
             self._take_prefill(leg, codec, output, finish, now_s)
             return
         request = leg.request
+        try:
+            leg.sent.extend(tokens)
+        except (TypeError, OverflowError):
+            self._counters.rejected_frames += 1
+            return
         output[codec.request_id] = leg.wire_id
         leg.num_tokens += len(tokens)
         leg.worker.generation_tokens += len(tokens)
@@ -207,6 +214,9 @@ class Steps:
         request = leg.request
         leg.started = True
         leg.worker.unstarted[leg.kind] -= 1
+        if request.first_output_s is not None:
+            self._start_again(leg, codec, output)
+            return
         request.first_output_s = now_s
         self._traces.ttft.add(now_s - request.arrived_s, now_s=now_s)
         own = codec.field(output, codec.prefill_stats)
@@ -220,8 +230,16 @@ class Steps:
                 codec.put(output, codec.events, request.prefill_events + kept)
         else:
             request.cached_tokens = _count(own, "num_cached_tokens")
-        if request.add is not None and not request.add.resumable:
+        if request.add is not None and not request.add.resumable and not request.restorable:
             request.add, request.aux = None, []
+        self._desk.tell(LegStarted(leg.leg_id))
+
+    def _start_again(self, leg: Leg, codec: OutputCodec, output: list[Any]) -> None:
+        """Take the first output behind restored ones; its gateway knows of one beginning only."""
+        self._counters.resumed_requests += 1
+        for index in (codec.prefill_stats, codec.events):
+            if codec.field(output, index) is not None:
+                codec.put(output, index, None)
         self._desk.tell(LegStarted(leg.leg_id))
 
     def _note_handoff(self, request: ClientRequest, own: object, now_s: float) -> None:

@@ -46,6 +46,7 @@ class Counters:
     finished_requests: int = 0
     failed_requests: int = 0
     aborted_requests: int = 0
+    resumed_requests: int = 0
     rejected_frames: int = 0
     stale_outputs: int = 0
     handoffs_completed: int = 0

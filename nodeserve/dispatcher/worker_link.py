@@ -13,7 +13,7 @@ from nodeserve.errors import InvariantError, PeerError
 from nodeserve.ids import Generation
 from nodeserve.router.messages import LegKind
 from nodeserve.wire.codec import decode_map, encode
-from nodeserve.wire.control import AttachWorker, Role
+from nodeserve.wire.control import RESUME, AttachWorker, Role
 from nodeserve.wire.engine_core import ABORT, generation_of, identity_of
 
 _LOG: Final = logging.getLogger(__name__)
@@ -121,6 +121,11 @@ class WorkerTable:
         self._retired.add(generation)
         self._waiting.pop(generation, None)
         return self.attached.pop(generation, None)
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether every attached engine continues what another one began."""
+        return all(RESUME in worker.attached.ready.features for worker in self.attached.values())
 
     def send(self, worker: Worker, kind: bytes, payload: bytes, aux: list[bytes]) -> None:
         """Send one message to an engine.

@@ -27,7 +27,8 @@ class RequestArrived:
     """A gateway sent a request.
 
     ``block_hashes`` are those of the full blocks of its prompt, first block first; empty where
-    the prompt is not plain tokens. ``whole`` requests can't be handed over.
+    the prompt is not plain tokens. ``whole`` requests can't be handed over. What was sent of a
+    ``restorable`` request's answer can be restored on another worker.
     Lower ``priority`` goes first, as in vLLM.
     """
 
@@ -37,6 +38,7 @@ class RequestArrived:
     block_hashes: tuple[BlockHash, ...] = ()
     whole: bool = False
     priority: int = 0
+    restorable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

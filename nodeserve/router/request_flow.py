@@ -1,5 +1,6 @@
 """The state machine of one request, from its arrival to its one end."""
 
+import dataclasses
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -293,8 +294,12 @@ class RequestFlow:
         self._end_leg()
         self.lost_workers += 1
         commands = self._release_lease()
-        if self.has_output:
+        if self.has_output and not self.request.restorable:
             return [*commands, self._fail(f"worker generation {generation} died while answering")]
+        if self.has_output:
+            # What was sent is restored beside the prompt, which no prefill leg could hand over.
+            self.request = dataclasses.replace(self.request, whole=True)
+            self.has_output = False
         return [*commands, *self._queue_again(generation)]
 
     def _lose_lease(self) -> list[Command]:

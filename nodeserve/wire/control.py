@@ -270,6 +270,7 @@ class DispatcherStatus(_Message, frozen=True, kw_only=True):
     finished_requests: int = 0
     failed_requests: int = 0
     aborted_requests: int = 0
+    resumed_requests: int = 0
     rejected_frames: int = 0
     stale_outputs: int = 0
     ttft: Quantiles = Quantiles()

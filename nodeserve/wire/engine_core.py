@@ -46,11 +46,10 @@ _PREFILL_DROPS: Final = (
 )
 """What must not act on the one token of a prefill leg, which nobody sees."""
 
-_WHOLE_PARAMS: Final = (
-    "prompt_logprobs",
-    "prompt_logprob_token_ids",
-    "skip_reading_prefix_cache",
-)
+_PROMPT_LOGPROBS: Final = ("prompt_logprobs", "prompt_logprob_token_ids")
+"""Parameters whose result comes once, with the first output."""
+
+_WHOLE_PARAMS: Final = (*_PROMPT_LOGPROBS, "skip_reading_prefix_cache")
 """Parameters whose result must be computed where it is asked for, or that refuse pulled KV."""
 
 _decode_raws: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
@@ -108,6 +107,8 @@ class AddRequest:
         priority: Lower goes first.
         whole: It cannot be handed over: pooling, prompt logprobs, streaming input, media.
         media: Its KV depends on images or embeddings beside the tokens.
+        restorable: An engine can go on where another one stopped: it samples tokens, and asks
+            for nothing that came with the first of them.
         lora_name: The adapter that its KV depends on.
         cache_salt: What keeps its KV apart from other clients'.
         resumable: Later ADDs with the same id continue it.
@@ -121,6 +122,7 @@ class AddRequest:
         "priority",
         "prompt_token_ids",
         "raws",
+        "restorable",
         "resumable",
         "sampling",
         "whole",
@@ -138,6 +140,7 @@ class AddRequest:
     lora_name: str | None
     cache_salt: str | None
     resumable: bool
+    restorable: bool
 
 
 class RequestCodec:
@@ -204,6 +207,7 @@ class RequestCodec:
         add.lora_name = str(adapter[0]) if adapter else None
         add.max_tokens = 0
         add.whole = True
+        add.restorable = False
         if sampling is not None:
             # Maps leave out defaults; vLLM's own is 16.
             limit = sampling.get("max_tokens", 16)
@@ -215,6 +219,10 @@ class RequestCodec:
                 or any(self._is_true_at(raws, index) for index in self._flags)
                 or add.prompt_token_ids is None
                 or any(_is_asked_for(sampling.get(name)) for name in _WHOLE_PARAMS)
+            )
+            add.restorable = not (
+                any(self._is_true_at(raws, index) for index in self._flags)
+                or any(_is_asked_for(sampling.get(name)) for name in _PROMPT_LOGPROBS)
             )
         return add
 
@@ -257,6 +265,12 @@ class RequestCodec:
         sampling["extra_args"] = (sampling.get("extra_args") or {}) | {
             "kv_transfer_params": REMOTE_DECODE
         }
+        return self._leg(add, leg_id, sampling)
+
+    def resumed_leg(self, add: AddRequest, leg_id: LegId, sent: Sequence[int]) -> bytes:
+        """Return the request as the client meant it, to go on behind the tokens in ``sent``."""
+        sampling = dict(add.sampling or {})
+        sampling["extra_args"] = (sampling.get("extra_args") or {}) | {RESUMED: list(sent)}
         return self._leg(add, leg_id, sampling)
 
     def decode_leg(self, add: AddRequest, leg_id: LegId, handoff: Mapping[str, Any]) -> bytes:

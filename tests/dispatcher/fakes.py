@@ -110,6 +110,7 @@ class FakeEngine:
         self.generation = generation
         self.role = role
         self.name = f"{role}-{generation}"
+        self.features: tuple[str, ...] = (control.HANDOFF,)
         self.input = open_socket(node.context, zmq.DEALER, identity=identity_of(generation))
         self.input.connect(node.spec.input_address)
         self.push = open_socket(node.context, zmq.PUSH)
@@ -316,6 +317,7 @@ class FakeNode:
             kv_block_bytes=1024,
             max_model_len=engine.ready["max_model_len"],
             kv_events_endpoint=kv_events_endpoint,
+            features=engine.features,
         )
         self.tell(
             control.AttachWorker(

@@ -58,6 +58,7 @@ class Workers:
         self.attached: dict[int, Worker] = {7: Worker(attach(7))}
         self.sent: list[tuple[int, bytes, Any]] = []
         self.refuses = False
+        self.can_resume = True
 
     def send(self, worker: Worker, kind: bytes, payload: bytes, aux: list[bytes]) -> None:
         if self.refuses:
@@ -148,6 +149,7 @@ def test_request_is_told_with_the_hashes_of_its_full_blocks(at: Setting) -> None
             max_tokens=90,  # no more than fits the model
             block_hashes=hash_blocks(list(range(10)), 4, root_seed(None, "salt")),
             priority=3,
+            restorable=True,
         )
     ]
 

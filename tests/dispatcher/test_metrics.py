@@ -130,7 +130,10 @@ def test_what_cannot_be_added_up_is_urgent_and_reported_once(counter: dict[str, 
 
 
 def test_nothing_is_reported_before_an_engine_has_spoken() -> None:
-    assert NodeStats().report() is None
+    merged, (engine,) = node(10)
+    assert (merged.report(), merged.changed) == (None, False)
+    merged.left(engine)
+    assert (merged.report(), merged.changed) == (None, False)
 
 
 @pytest.mark.parametrize(

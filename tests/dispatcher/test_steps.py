@@ -195,6 +195,21 @@ async def test_steps_of_several_engines_in_one_turn_are_one_message_and_of_one_e
             assert [row[:2] for row in await gateway.outputs()] == rows
 
 
+async def test_gateway_gets_no_message_that_says_nothing(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        engine = await node.engine(10, Role.AGGREGATED)
+        gateway = await node.gateway(20)
+        await node.engine(11, Role.AGGREGATED)
+        node.tell(control.DetachWorker(generation=11, reason="gone"))
+        await node.status()
+        node.dispatcher.steps.catch_up()
+        gateway.add("a")
+        leg_id, _ = await engine.leg()
+        engine.say(output("of-nobody", [1]))
+        engine.say(output(leg_id, [1]))
+        assert decode((await gateway.inbox.next())[0])[1][0][:2] == ["a", [1]]
+
+
 async def test_tensor_frames_go_with_their_own_step_only(tmp_path: Path) -> None:
     async with running_node(tmp_path) as node:
         _, gateway, leg_id = await stream(node)

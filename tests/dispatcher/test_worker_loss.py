@@ -4,7 +4,16 @@ from pathlib import Path
 
 from nodeserve.wire import control
 from nodeserve.wire.control import Role
-from tests.dispatcher.fakes import handed_over, of, output, pair, running_node
+from nodeserve.wire.engine_core import RESUMED
+from tests.dispatcher.fakes import (
+    FakeEngine,
+    FakeNode,
+    handed_over,
+    of,
+    output,
+    pair,
+    running_node,
+)
 
 ERROR = 3
 
@@ -41,6 +50,60 @@ async def test_worker_lost_while_decoding_is_an_error_and_its_late_outputs_are_s
         decoder.say(output(leg_id, [2]), output(leg_id, [3]))
         status = await node.status_with(lambda status: status.stale_outputs > 0)
         assert (status.stale_outputs, status.failed_requests) == (2, 1)
+
+
+async def test_answer_goes_on_at_another_worker_behind_what_was_sent(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        first = await able_engine(node, 10)
+        gateway = await node.gateway(20)
+        gateway.add("a", temperature=0.5)
+        leg_id, asked = await first.leg()
+        begun = {"num_prompt_tokens": 10, "num_cached_tokens": 4}
+        first.say(output(leg_id, [1], prefill_stats=begun))
+        first.say(output(leg_id, [2, 3]))
+        assert [row[:2] for row in [*await gateway.outputs(), *await gateway.outputs()]] == [
+            ["a", [1]],
+            ["a", [2, 3]],
+        ]
+        second = await able_engine(node, 11)
+        node.tell(control.DetachWorker(generation=10, reason="killed"))
+        new_leg, again = await second.leg()
+        assert again[3] == asked[3] | {"extra_args": {RESUMED: [1, 2, 3]}}
+        assert (again[1], again[3]["max_tokens"]) == (asked[1], 8)
+        first.say(output(leg_id, [666]))
+        await node.status_with(lambda status: status.stale_outputs == 1)
+        events = [{"type": 1, "timestamp": 1.0}]
+        again_begun = {"num_prompt_tokens": 10, "num_cached_tokens": 0}
+        second.say(output(new_leg, [4], prefill_stats=again_begun, events=events))
+        (row,) = await gateway.outputs()
+        assert (row[:2], of(row, "prefill_stats"), of(row, "events")) == (["a", [4]], None, None)
+        second.say(output(new_leg, [5], finish_reason=1))
+        assert [row[:2] for row in await gateway.outputs()] == [["a", [5]]]
+        status = await node.status_with(lambda status: status.finished_requests == 1)
+        assert (status.resumed_requests, status.failed_requests) == (1, 0)
+        (trace,) = status.recent
+        assert (trace.output_tokens, trace.cached_tokens) == (5, 4)
+
+
+async def test_answer_with_the_prompts_logprobs_is_not_begun_twice(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        first = await able_engine(node, 10)
+        gateway = await node.gateway(20)
+        gateway.add("a", prompt_logprobs=1)
+        leg_id, _ = await first.leg()
+        first.say(output(leg_id, [1]))
+        await gateway.outputs()
+        await able_engine(node, 11)
+        node.tell(control.DetachWorker(generation=10, reason="killed"))
+        (row,) = await gateway.outputs()
+        assert (row[:2], of(row, "finish_reason")) == (["a", []], ERROR)
+
+
+async def able_engine(node: FakeNode, generation: int) -> FakeEngine:
+    engine = FakeEngine(node, generation, Role.AGGREGATED)
+    engine.features = (control.HANDOFF, control.RESUME)
+    await engine.attach()
+    return engine
 
 
 async def test_worker_that_vanished_before_the_supervisor_knows_is_replaced(

@@ -190,6 +190,27 @@ def test_a_decode_worker_lost_after_output_fails_the_request():
     assert flow.phase is Phase.FAILED
 
 
+def test_a_restorable_request_lost_after_output_goes_on_whole_at_another_worker():
+    flow = RequestFlow(RequestArrived(R, 100, 10, restorable=True))
+    for event in (*WAY_TO[Phase.DECODE], FirstOutputSeen()):
+        flow.handle(event)
+    assert flow.handle(LegWorkerLost()) == []
+    assert flow.phase is Phase.QUEUED
+    assert flow.request.whole
+    assert flow.handle(WholePlaced(D)) == [StartLeg(R, LegId("r1.3"), D, LegKind.WHOLE)]
+
+
+def test_a_restorable_request_too_is_failed_when_it_lost_three_workers():
+    flow = RequestFlow(RequestArrived(R, 100, 10, restorable=True))
+    for _ in range(MAX_LOST_WORKERS - 1):
+        for event in (WholePlaced(D), FirstOutputSeen(), LegWorkerLost()):
+            assert not any(isinstance(c, FailRequest) for c in flow.handle(event))
+    flow.handle(WholePlaced(D))
+    flow.handle(FirstOutputSeen())
+    (failed,) = flow.handle(LegWorkerLost())
+    assert "3 workers died" in failed.reason
+
+
 def test_a_handoff_that_nobody_else_can_take_is_released_and_queued():
     flow = flow_after(*WAY_TO[Phase.HANDOFF])
     assert flow.handle(HandoffGivenUp()) == [ReleaseLease(P, LEASE)]

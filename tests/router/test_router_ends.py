@@ -1,5 +1,7 @@
 """Aborts, lost workers, drains and changes of role."""
 
+import dataclasses
+
 import pytest
 
 from nodeserve.ids import Generation, LeaseId, LegId, RequestId
@@ -124,6 +126,16 @@ def test_a_decode_worker_lost_after_output_fails_the_request(pair):
     (failed,) = pair(WorkerLost(D))
     assert failed.request_id == R
     assert "died while answering" in failed.reason
+    assert zero(pair)
+
+
+def test_a_restorable_request_goes_on_elsewhere_and_in_one_leg(pair):
+    pair(dataclasses.replace(arrived(), restorable=True))
+    pair(PrefillFinished(LEG1, LEASE))
+    assert pair(LegStarted(LEG2)) == [ReleaseLease(P, LEASE)]
+    assert pair(WorkerLost(D)) == [StartLeg(R, LEG3, P, LegKind.WHOLE)]
+    assert pair(LegStarted(LEG3)) == []
+    assert pair(LegFinished(LEG3)) == []
     assert zero(pair)
 
 

@@ -186,7 +186,10 @@ class NodeMachine(RuleBasedStateMachine):
             self.live.add(request_id)
             hashes = self.hashes(family, blocks)
             tokens = blocks * BLOCK + 1
-            self.tell(RequestArrived(request_id, tokens, output, hashes, whole, priority))
+            restorable = self.requests % 2 == 0
+            self.tell(
+                RequestArrived(request_id, tokens, output, hashes, whole, priority, restorable)
+            )
             assert not self.draining or request_id in self.ended
 
     @rule(pick=PICK)
