@@ -186,8 +186,8 @@ async def test_steps_of_several_engines_in_one_turn_are_one_message_and_of_one_e
             return [encode([engine, [output(gateway_legs[wire_id], [token])], None, 1.0])]
 
         turn = [(10, "a", 1), (11, "b", 2), (10, "a", 3), (10, "a", 4), (11, "b", 5)]
-        for engine, wire_id, token in turn:
-            steps.take(step(engine, wire_id, token))
+        for number, wire_id, token in turn:
+            steps.take(step(number, wire_id, token))
         steps.flush()
         steps.flush()
         expected = [[["a", [1]], ["b", [2]]], [["a", [3]]], [["a", [4]], ["b", [5]]]]
