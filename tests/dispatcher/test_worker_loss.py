@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from nodeserve.errors import PeerError
 from nodeserve.wire import control
 from nodeserve.wire.control import Role
 from nodeserve.wire.engine_core import RESUMED
 from tests.dispatcher.fakes import (
+    PROBE,
     FakeEngine,
     FakeNode,
     handed_over,
@@ -106,6 +108,18 @@ async def able_engine(node: FakeNode, generation: int) -> FakeEngine:
     return engine
 
 
+async def vanish(node: FakeNode, engine: FakeEngine) -> None:
+    """Return when the engine's sockets are closed and the dispatcher's end has noticed."""
+    workers = node.dispatcher.workers
+    engine.vanish()
+    while True:  # bounded by the test's timeout
+        try:
+            workers.send(workers.attached[engine.generation], *PROBE, [])
+        except PeerError:
+            return
+        await node.status()
+
+
 async def test_worker_that_vanished_before_the_supervisor_knows_is_replaced(
     tmp_path: Path,
 ) -> None:
@@ -113,9 +127,9 @@ async def test_worker_that_vanished_before_the_supervisor_knows_is_replaced(
         first = await node.engine(10, Role.AGGREGATED)
         gateway = await node.gateway(20)
         second = await node.engine(11, Role.AGGREGATED)
-        first.vanish()
-        second.vanish()
         third = await node.engine(12, Role.AGGREGATED)
+        await vanish(node, first)
+        await vanish(node, second)
         for wire_id in ("a", "b", "c"):
             gateway.add(wire_id)
         assert [(await third.leg())[1][3] for _ in range(3)] == [{"max_tokens": 8}] * 3
