@@ -1,12 +1,8 @@
 """A client that goes away leaves nothing behind, wherever its request was; on real vLLM."""
 
-import signal
-from pathlib import Path
-
 import pytest
 
-from tests.e2e.asking import Connection, ask, asking, prompts, stopped
-from tests.support.daemon import gone
+from tests.e2e.asking import Connection, ask, prompts, stopped
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm]
 
@@ -94,19 +90,3 @@ def test_leaving_while_decoding(pair, reference):
     pair.wait_until(is_empty)
     assert pair.status().requests.recent[-1].output_tokens < 1500
     assert still_answers(pair, reference, "after decoding")
-
-
-def test_a_drained_node_of_real_engines_leaves_nothing_behind(tiny_model, four, reference):
-    """The last one of this node, whose fixture then finds it ended."""
-    shared = set(Path("/dev/shm").iterdir())
-    pids = four.pids()
-    with asking(four, prompts(), salt="drained") as coming:
-        four.wait_until(lambda status: status.requests.running_requests == len(coming))
-        four.process.send_signal(signal.SIGTERM)
-        answers = [answer.result() for answer in coming]
-    assert [a.token_ids for a in answers] == [a.token_ids for a in reference]
-    assert four.process.wait(60) == 0
-    assert all(gone(pid, 1) for pid in pids)
-    assert not four.socket.exists()
-    assert list(four.socket.parent.iterdir()) == []
-    assert {path.name for path in set(Path("/dev/shm").iterdir()) - shared} == set()

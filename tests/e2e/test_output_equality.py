@@ -5,13 +5,14 @@ All on real vLLM in float32, where tokens do not depend on what else is in the b
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from nodeserve.wire.control import Role, RoleRequest
 from tests.e2e.asking import ask, asking, prompts, stopped
-from tests.e2e.conftest import LEASE_TTL_S
-from tests.support.daemon import gone
+from tests.e2e.conftest import LEASE_TTL_S, REAL
+from tests.support.daemon import daemon, gone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm]
 
@@ -129,3 +130,25 @@ def test_roles_change_under_load_and_no_token_does(four, reference):
         assert tokens(answer.result() for answer in coming) == tokens(reference)
     assert four.process_named("decode-1").role is Role.PREFILL
     assert generations == {p.name: p.generation for p in four.status().processes}
+
+
+def have_arrived(requests):
+    return requests.queued_requests + requests.running_requests + requests.finished_requests
+
+
+def test_a_node_that_drains_finishes_its_answers_and_leaves_nothing(
+    tiny_model, tmp_path, reference
+):
+    shared = set(Path("/dev/shm").iterdir())
+    words = (str(tiny_model), "--prefill", "1", "--decode", "1", *REAL)
+    with daemon(tmp_path, *words) as node:
+        node.wait_ready()
+        pids = node.pids()
+        with asking(node, prompts(), salt="drained") as coming:
+            node.wait_until(lambda status: have_arrived(status.requests) == len(coming))
+            node.process.send_signal(signal.SIGTERM)
+            assert tokens(answer.result() for answer in coming) == tokens(reference)
+        assert node.process.wait(60) == 0
+    assert all(gone(pid, 1) for pid in pids)
+    assert list(tmp_path.iterdir()) == []
+    assert set(Path("/dev/shm").iterdir()) <= shared
