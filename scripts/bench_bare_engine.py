@@ -8,6 +8,7 @@ this, in the same run, behind the same front end.
 """
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -102,6 +103,7 @@ def serve(front_end: "subprocess.Popen[bytes]", run_dir: Path) -> None:
 
 def main() -> None:
     """Run until SIGTERM ends this process; the front end follows."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     run_dir = Path(sys.argv[3])
     front_end = start_front_end(sys.argv[1], sys.argv[2], run_dir)
     try:

@@ -54,6 +54,9 @@ _log = logging.getLogger(__name__)
 EXIT_CONFIG: Final = 78  # EX_CONFIG: a new start would end the same way
 EXIT_SOFTWARE: Final = 70
 
+LAST_WORDS_S: Final = 0.5
+"""How long a cause may take behind the exit that it explains: one message on a Unix socket."""
+
 
 class Supervisor:
     """One node from its start to its end."""
@@ -73,6 +76,7 @@ class Supervisor:
         patience = Patience(drain_s=config.drain_deadline_s)
         self._life = NodeLife(slot_plans(config), patience)
         self._causes: dict[int, control.ChildFailed] = {}
+        self._last_words: dict[int, asyncio.Event] = {}
         self._server = ControlServer(runtime.address("control"))
         self._children = Children(runtime, self._on_exit)
         self._gateways = Gateways(config, self._events.put_nowait)
@@ -80,7 +84,7 @@ class Supervisor:
         self._desk = OperatorDesk(
             config, self._life, self._children, apply=self._apply, tell=self._tell_dispatcher
         )
-        self._spawning: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Run the node until it is stopped or cannot start; return the exit code."""
@@ -127,8 +131,8 @@ class Supervisor:
         match command:
             case SpawnProcess(name=name, generation=generation):
                 task = asyncio.create_task(self._spawn(self._life.slots[name], generation))
-                self._spawning.add(task)
-                task.add_done_callback(self._spawning.discard)
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             case TerminateProcess(generation=generation):
                 self._children.send(generation, signal.SIGTERM)
             case KillProcess(generation=generation):
@@ -172,6 +176,23 @@ class Supervisor:
                 self._carry_out(command)
 
     def _on_exit(self, child: Child, ended: Exit) -> None:
+        if not ended.code or child.generation in self._causes:
+            self._book_exit(child, ended)
+            return
+        # It ended by itself: what it said of the cause may still be on its way.
+        task = asyncio.create_task(self._hear_last_words(child, ended))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _hear_last_words(self, child: Child, ended: Exit) -> None:
+        heard = self._last_words[child.generation] = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await heard.wait()
+        del self._last_words[child.generation]
+        self._book_exit(child, ended)
+
+    def _book_exit(self, child: Child, ended: Exit) -> None:
         slot = self._life.of_generation(child.generation)
         failed = self._causes.pop(child.generation, None)
         reported = None if failed is None else failed.cause
@@ -224,8 +245,8 @@ class Supervisor:
                     _log.info("worker_starting name=%s phase=%r", slot.name, phase)
             case control.WorkerReady():
                 self._events.put_nowait(EngineReady(message))
-            case control.ChildFailed(generation=generation):
-                self._causes[generation] = message
+            case control.ChildFailed():
+                self._note_cause(message)
             case control.DispatcherReady(generation=generation):
                 self._events.put_nowait(ProcessReady(Generation(generation)))
             case control.WorkerServing(generation=generation):
@@ -242,6 +263,11 @@ class Supervisor:
                 self._events.put_nowait(NodeEmptied())
             case _:
                 self._desk.hear(message, lambda reply: self._reply(identity, reply))
+
+    def _note_cause(self, failed: control.ChildFailed) -> None:
+        self._causes[failed.generation] = failed
+        if (waiting := self._last_words.get(failed.generation)) is not None:
+            waiting.set()
 
     def _may_say(self, identity: bytes, message: control.Message) -> bool:
         """Whether this peer may say this: a child speaks for itself, the dispatcher for routing."""

@@ -114,7 +114,7 @@ async def vanish(node: FakeNode, engine: FakeEngine) -> None:
     engine.vanish()
     while True:  # bounded by the test's timeout
         try:
-            workers.send(workers.attached[engine.generation], *PROBE, [])
+            workers.send(workers.attached[engine.generation], PROBE[0], PROBE[1], [])
         except PeerError:
             return
         await node.status()

@@ -198,3 +198,28 @@ async def test_a_process_that_cannot_be_spawned_ends_the_first_start_with_its_ca
     assert keys in said
     runtime.close(keep_logs=False)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_an_exit_waits_for_the_cause_that_the_child_gave(tmp_path):
+    async def body():
+        async with hearing(tmp_path) as made:
+            child = Child("aggregated-0", Generation(WORKER), 4711, -1, 0.0)
+            made.supervisor._on_exit(child, Exit(78, None))
+            cause = control.ChildFailed(generation=WORKER, cause="no such model", retryable=False)
+            made.peer(str(WORKER).encode()).send(cause)
+            event = await made.next_event()
+            assert event.cause.startswith("no such model")
+            assert not event.retryable
+
+    asyncio.run(body())
+
+
+def test_an_exit_without_a_word_is_booked_all_the_same(tmp_path):
+    async def body():
+        async with hearing(tmp_path) as made:
+            child = Child("aggregated-0", Generation(WORKER), 4711, -1, 0.0)
+            made.supervisor._on_exit(child, Exit(1, None))
+            assert not made.has_event()
+            assert (await made.next_event()).cause == "exited with code 1"
+
+    asyncio.run(body())
