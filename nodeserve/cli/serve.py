@@ -34,7 +34,11 @@ class ServeCommand(click.Command):
             at = args.index("--")
             ctx.meta[VLLM_ARGS] = tuple(args[at + 1 :])
             args = args[:at]
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            hint = f"{error.message.rstrip('.')}; vLLM's own arguments come last, behind a --"
+            raise click.NoSuchOption(error.option_name, hint, error.possibilities, ctx) from error
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Show that vLLM's arguments come last."""

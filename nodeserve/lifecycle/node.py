@@ -97,8 +97,7 @@ class NodeLife:
         """Raise InvariantError unless generations are unique and each process is consistent."""
         used = [slot.generation for slot in self.slots.values() if slot.generation]
         if len(used) != len(set(used)):
-            text = f"node: two slots share a generation: {sorted(used)}"
-            raise InvariantError(text)
+            raise InvariantError(f"node: two slots share a generation: {sorted(used)}")
         for slot in self.slots.values():
             slot.life.check()
 
@@ -348,8 +347,9 @@ class NodeLife:
     # ------------------------------------------------------------------------- ending
 
     def _stop(self, slot: Slot, now_s: float) -> list[Command]:
-        slot.draining, slot.drain_deadline_s = True, None
-        return self._apply(slot, process.StopRequested(self._patience.stop_s), now_s)
+        commands = self._detach(slot, "it is stopped")  # first: what an ending engine says of its
+        slot.attached, slot.draining, slot.drain_deadline_s = False, True, None  # requests is moot
+        return commands + self._apply(slot, process.StopRequested(self._patience.stop_s), now_s)
 
     def _stop_asked(self, now_s: float) -> list[Command]:
         if self.phase is NodePhase.READY and self._dispatcher_ready():
@@ -387,7 +387,8 @@ class NodeLife:
     def _time_elapsed(self, now_s: float) -> list[Command]:
         commands: list[Command] = []
         if self._drain_deadline_s is not None and self._drain_deadline_s <= now_s:
-            commands += self._stop_all(now_s)
+            self._exit = ExitNode(1, "requests were cut off: the drain took too long")
+            commands += self._stop_all(now_s, grace_s=1.0)
         for slot in self.slots.values():
             if slot.life.wake_at_s is not None and slot.life.wake_at_s <= now_s:
                 if slot.life.phase is Phase.BACKOFF and not self._can_fork(slot):

@@ -12,7 +12,6 @@ from nodeserve.errors import NodeserveError
 from nodeserve.lifecycle.messages import (
     DrainAsked,
     Event,
-    ExitNode,
     RestartAsked,
     RoleAsked,
     StopAsked,
@@ -49,7 +48,7 @@ class OperatorDesk:
         life: NodeLife,
         children: Children,
         *,
-        apply: Callable[[Event], ExitNode | None],
+        apply: Callable[[Event], None],
         tell: Callable[[control.Message], None],
     ) -> None:
         self._config = config

@@ -82,7 +82,7 @@ class Supervisor:
         self._gateways = Gateways(config, self._events.put_nowait)
         self._spawner = Spawner(config, runtime, self._children, self._gateways)
         self._desk = OperatorDesk(
-            config, self._life, self._children, apply=self._apply, tell=self._tell_dispatcher
+            config, self._life, self._children, apply=self._apply_wish, tell=self._tell_dispatcher
         )
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -126,6 +126,11 @@ class Supervisor:
                 self._carry_out(command)
         self._desk.look_again()
         return ended
+
+    def _apply_wish(self, event: Event) -> None:
+        """Hand in what an operator wants; the loop then looks at the deadlines it has set."""
+        self._apply(event)
+        self._events.put_nowait(TimeElapsed())
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -199,7 +204,9 @@ class Supervisor:
         cause = cause_of_exit(ended, reported, self._runtime.log_tail(child.name))
         retryable = ended.exit_code != EXIT_CONFIG if failed is None else failed.retryable
         if slot is None or slot.life.phase == "stopping":
-            shown = ended.describe()  # as it was told to: the end of its log explains nothing
+            # As it was told to: the end of its log explains nothing.
+            killed = ended.signal is signal.SIGKILL
+            shown = "killed, as asked" if killed else ended.describe()
             _log.info("process_exited name=%s pid=%d: %s", child.name, child.pid, shown)
         else:
             _log.warning("process_exited name=%s pid=%d: %s", child.name, child.pid, cause)

@@ -1,5 +1,6 @@
 """A node from start to end, as an operator sees it; simulated engines, everything else real."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -221,3 +222,24 @@ def test_sigint_on_the_terminal_drains_like_sigterm(tiny_model, tmp_path):
         node.wait_ready()
         node.process.send_signal(signal.SIGINT)
         assert node.process.wait(30) == 0
+
+
+def test_a_drain_by_command_keeps_its_deadline(tiny_model, tmp_path):
+    config = tmp_path / "node.toml"
+    config.write_text("[drain]\ndeadline_s = 1\n")
+    words = (str(tiny_model), "--config", str(config), *SIMULATED, "--speedup", "0.01")
+    with daemon(tmp_path, *words) as node:
+        node.wait_ready()
+        body = {"model": node.model, "prompt": LONG_PROMPT, "max_tokens": 300}
+
+        def ask():
+            with contextlib.suppress(httpx.HTTPError):
+                node.client.post("/v1/completions", json=body)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        node.wait_until(lambda status: status.requests.running_requests == 1)
+        assert node.command(DrainRequest()).error is None
+        assert node.process.wait(30) == 1
+        node.wait_for_line("cut off")
+        asking.join(30)

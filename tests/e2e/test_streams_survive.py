@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from nodeserve.wire.control import RestartRequest
 from tests.e2e.conftest import SIMULATED
 from tests.support.daemon import Daemon, daemon
 
@@ -89,6 +90,17 @@ def test_real_engines_go_on_with_each_others_streams(four, more):
     assert usage["completion_tokens"] == expected[2]["completion_tokens"]
     assert four.status().requests.resumed_requests == before + 1
     four.wait_until(lambda status: status.state == "ready")
+
+
+def test_a_worker_restarted_at_once_ends_no_stream(four):
+    model = four.model
+    asked = {"max_tokens": 300, "temperature": 0, "cache_salt": "restart"}
+    expected = Stream(four, model, PROMPTS[1], **asked).end()[:2]
+    stream = Stream(four, model, PROMPTS[1], **asked)
+    stream.wait_for(30)
+    name = decoders_of(four.status())[0]
+    assert four.command(RestartRequest(worker=name, immediately=True)).error is None
+    assert stream.end()[:2] == expected
 
 
 def decoders_of(status):

@@ -106,6 +106,11 @@ def node():
     return Node()
 
 
+def fenced_and_stopped(generation):
+    message = DetachWorker(generation=generation, reason="it is stopped")
+    return [TellDispatcher(message), TerminateProcess(generation)]
+
+
 def spawned(commands):
     return [command.name for command in commands if isinstance(command, SpawnProcess)]
 
@@ -274,7 +279,14 @@ def test_a_drain_that_takes_too_long_is_cut_off(node):
     node.up()
     node.tell(StopAsked())
     assert node.life.wake_at_s == 60.0
-    assert node.tell(TimeElapsed(), at_s=60.0) == [TerminateProcess(node.generation("gateway-api"))]
+    ended = {c.generation for c in node.tell(TimeElapsed(), at_s=60.0)}
+    assert ended == {slot.generation for slot in node.life.slots.values()}
+    assert node.life.wake_at_s == 61.0
+    for name in ("gateway-api", "dispatcher", "prefill-0", "decode-0"):
+        node.exits(name, exit_code=0)
+    (end,) = node.exits("forkserver", exit_code=0)
+    assert end.exit_code == 1
+    assert "cut off" in end.reason
 
 
 def test_a_second_stop_kills_everything_at_once(node):
@@ -302,7 +314,7 @@ def test_draining_a_worker_ends_it_when_it_is_empty_and_it_stays_down(node):
     generation = node.generation("decode-0")
     assert told(node.tell(DrainAsked("decode-0"))) == [DrainWorker(generation=generation)]
     assert node.life.slots["decode-0"].state() == "draining"
-    assert node.tell(WorkerEmptied(generation)) == [TerminateProcess(generation)]
+    assert node.tell(WorkerEmptied(generation)) == fenced_and_stopped(generation)
     node.exits("decode-0", exit_code=0)
     assert node.phase("decode-0") is Phase.DOWN
     assert node.life.state == "ready"
@@ -312,7 +324,15 @@ def test_a_worker_that_does_not_empty_in_time_is_stopped_all_the_same(node):
     node.up()
     generation = node.generation("decode-0")
     node.tell(DrainAsked("decode-0"))
-    assert node.tell(TimeElapsed(), at_s=60.0) == [TerminateProcess(generation)]
+    assert node.tell(TimeElapsed(), at_s=60.0) == fenced_and_stopped(generation)
+
+
+def test_a_restart_at_once_fences_the_worker_before_it_may_say_that_it_ends(node):
+    node.up()
+    generation = node.generation("decode-0")
+    commands = node.tell(RestartAsked("decode-0", immediately=True))
+    assert commands == fenced_and_stopped(generation)
+    assert told(node.exits("decode-0", exit_code=0)) == []
 
 
 def test_restarting_a_worker_drains_it_and_starts_the_next_generation(node):
