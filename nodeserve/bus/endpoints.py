@@ -6,12 +6,11 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from nodeserve.config.paths import MAX_PATH_BYTES
 from nodeserve.errors import ConfigError, PeerError
 
 SCHEME: Final = "ipc://"
 
-MAX_PATH_BYTES: Final = 107
-"""Source: unix(7), sun_path holds 108 bytes with its terminating NUL."""
 
 _PROBE_S: Final = 1.0
 
@@ -60,7 +59,7 @@ def claim_path(path: Path) -> None:
         ConfigError: The directory is missing, or open to others than its owner, us.
         PeerError: Somebody listens there, or what lies there is not a socket.
     """
-    _check_private(path.parent)
+    check_private(path.parent)
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
@@ -84,7 +83,12 @@ def claim_path(path: Path) -> None:
     raise PeerError(message)
 
 
-def _check_private(directory: Path) -> None:
+def check_private(directory: Path) -> None:
+    """Refuse a directory that is missing, or that others than its owner, us, can enter.
+
+    Raises:
+        ConfigError: With its mode and owner.
+    """
     try:
         status = directory.stat()
     except OSError as error:

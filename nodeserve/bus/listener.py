@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from nodeserve.bus.endpoints import MAX_PATH_BYTES
+from nodeserve.config.paths import MAX_PATH_BYTES
 from nodeserve.errors import ConfigError
 
 BACKLOG: Final = 4096

@@ -149,7 +149,6 @@ def python_gateway(launch: GatewayLaunch) -> ForkedGateway:
             "--served-model-name",
             *launch.served_model_names,
         ),
-        gateway_count=launch.listener.gateways,
     )
     env = {
         "HF_HUB_OFFLINE": "1",

@@ -200,7 +200,6 @@ class NodeLife:
     def _became_ready(self, slot: Slot, now_s: float) -> list[Command]:
         if slot.life.phase not in (Phase.STARTING, Phase.STOPPING):
             return []
-        slot.was_ready = True
         commands = self._apply(slot, process.BecameReady(), now_s)
         if self.phase is NodePhase.STARTING and all(
             other.life.phase is Phase.READY for other in self._serving()

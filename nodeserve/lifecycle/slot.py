@@ -50,7 +50,6 @@ class Slot:
     detail: str | None = None
     sick: str | None = None
     drain_deadline_s: float | None = None
-    was_ready: bool = False
 
     @property
     def name(self) -> str:

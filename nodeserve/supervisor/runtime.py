@@ -4,11 +4,10 @@ import fcntl
 import os
 import re
 import shutil
-import stat
 from pathlib import Path
 from typing import Final
 
-from nodeserve.bus.endpoints import ipc_address
+from nodeserve.bus.endpoints import check_private, ipc_address
 from nodeserve.errors import ConfigError
 
 _PRIVATE_MODE: Final = 0o700
@@ -71,13 +70,7 @@ class RuntimeDirectory:
         os.close(self._lock_fd)
 
     def _lock(self) -> int:
-        status = self.path.stat()
-        if stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid != os.geteuid():
-            text = (
-                f"runtime directory {self.path} has mode {stat.S_IMODE(status.st_mode):04o} and "
-                f"owner {status.st_uid}; it must be 0700 and ours ({os.geteuid()})"
-            )
-            raise ConfigError(text)
+        check_private(self.path)
         fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

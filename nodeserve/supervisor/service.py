@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Final
 
@@ -135,9 +136,7 @@ class Supervisor:
     def _carry_out(self, command: Command) -> None:
         match command:
             case SpawnProcess(name=name, generation=generation):
-                task = asyncio.create_task(self._spawn(self._life.slots[name], generation))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._in_background(self._spawn(self._life.slots[name], generation))
             case TerminateProcess(generation=generation):
                 self._children.send(generation, signal.SIGTERM)
             case KillProcess(generation=generation):
@@ -157,6 +156,11 @@ class Supervisor:
                 self._gateways.stop_accepting()
             case ExitNode():
                 pass
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _spawn(self, slot: Slot, generation: Generation) -> None:
         """Start one incarnation; what goes wrong becomes its exit."""
@@ -185,9 +189,7 @@ class Supervisor:
             self._book_exit(child, ended)
             return
         # It ended by itself: what it said of the cause may still be on its way.
-        task = asyncio.create_task(self._hear_last_words(child, ended))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._in_background(self._hear_last_words(child, ended))
 
     async def _hear_last_words(self, child: Child, ended: Exit) -> None:
         heard = self._last_words[child.generation] = asyncio.Event()

@@ -87,4 +87,3 @@ class PythonGatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
     output_address: str
     engine: EngineSpec
     args: tuple[str, ...] = ()
-    gateway_count: int = 1
