@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nodeserve.bus.endpoints import MAX_PATH_BYTES, claim_path, ipc_address, path_of
+from nodeserve.bus.endpoints import claim_path, ipc_address, path_of
+from nodeserve.config.paths import MAX_PATH_BYTES
 from nodeserve.errors import ConfigError, PeerError
 
 
