@@ -7,7 +7,8 @@ from typing import Final
 from nodeserve.cli.connection import Node, ask
 from nodeserve.cli.status import size
 from nodeserve.errors import NodeserveError
-from nodeserve.wire.control import RequestTrace, StatusReply, StatusRequest
+from nodeserve.wire.control import StatusReply, StatusRequest
+from nodeserve.wire.status import RequestTrace
 
 _TRIES: Final = 5
 _BETWEEN_S: Final = 0.1

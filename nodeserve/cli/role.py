@@ -3,7 +3,8 @@
 import click
 
 from nodeserve.cli.connection import ask, find_node, node_options
-from nodeserve.wire.control import CommandReply, Role, RoleRequest
+from nodeserve.wire.control import CommandReply, RoleRequest
+from nodeserve.wire.kinds import Role
 
 
 @click.command("role")

@@ -7,13 +7,8 @@ import click
 import msgspec
 
 from nodeserve.cli.connection import ask, find_node, node_options
-from nodeserve.wire.control import (
-    DispatcherStatus,
-    ProcessStatus,
-    Quantiles,
-    StatusReply,
-    StatusRequest,
-)
+from nodeserve.wire.control import DispatcherStatus, StatusReply, StatusRequest
+from nodeserve.wire.status import ProcessStatus, Quantiles
 
 _HEADINGS: Final = (
     "NAME",

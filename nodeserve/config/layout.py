@@ -9,7 +9,7 @@ from nodeserve.config.facts import Cpu, Gpu, Topology
 from nodeserve.config.node import Worker
 from nodeserve.config.problems import Problems
 from nodeserve.config.schema import WorkersTable
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 _CPUS_PER_SPARE: Final = 8
 """One CPU in so many stays free for gateways and the dispatcher, when workers are not told."""

@@ -28,7 +28,7 @@ from nodeserve.config.read import read_struct
 from nodeserve.config.schema import FileConfig, ListenerTable
 from nodeserve.config.vllm_args import check_args, parse_command_line, split_parts
 from nodeserve.errors import ConfigError
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import KvSpec
 
 COMMAND_LINE: Final = "command line"

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import KvSpec
 
 ArgValue: TypeAlias = bool | int | float | str | list[object] | dict[str, object] | None

@@ -6,7 +6,7 @@
 import msgspec
 
 from nodeserve.config.node import ArgValue, GatewayKind
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -29,8 +29,8 @@ from nodeserve.router.messages import (
 )
 from nodeserve.router.router import Router, RouterConfig
 from nodeserve.wire import control
-from nodeserve.wire.control import Role
 from nodeserve.wire.engine_core import ABORT, ADD, UTILITY
+from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import DispatcherSpec
 
 _LOG: Final = logging.getLogger(__name__)

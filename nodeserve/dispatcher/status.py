@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from nodeserve.dispatcher.traces import Traces
 from nodeserve.dispatcher.worker_link import Worker
 from nodeserve.router.router import Router
-from nodeserve.wire.control import DispatcherStatus, HandoffStats, WorkerLoad
+from nodeserve.wire.control import DispatcherStatus
+from nodeserve.wire.status import HandoffStats, WorkerLoad
 
 
 def build_status(

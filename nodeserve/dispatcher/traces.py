@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeserve.dispatcher.records import ClientRequest
-from nodeserve.wire.control import Quantiles, RequestTrace
+from nodeserve.wire.status import Quantiles, RequestTrace
 
 NUM_TRACES: Final = 256
 WINDOW_S: Final = 60.0

@@ -13,8 +13,9 @@ from nodeserve.errors import InvariantError, PeerError
 from nodeserve.ids import Generation
 from nodeserve.router.messages import LegKind
 from nodeserve.wire.codec import decode_map, encode
-from nodeserve.wire.control import RESUME, AttachWorker, Role
+from nodeserve.wire.control import AttachWorker
 from nodeserve.wire.engine_core import ABORT, generation_of, identity_of
+from nodeserve.wire.kinds import RESUME, Role
 
 _LOG: Final = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from nodeserve.wire.control import (
     DetachWorker,
     DrainNode,
     DrainWorker,
-    Role,
     SetWorkerRole,
     WorkerReady,
 )
+from nodeserve.wire.kinds import Role
 
 
 @dataclass(frozen=True, slots=True)

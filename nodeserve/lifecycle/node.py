@@ -40,11 +40,10 @@ from nodeserve.wire.control import (
     DetachWorker,
     DrainNode,
     DrainWorker,
-    ProcessKind,
-    Role,
     SetWorkerRole,
     WorkerReady,
 )
+from nodeserve.wire.kinds import ProcessKind, Role
 
 
 class NodePhase(enum.StrEnum):

@@ -7,7 +7,7 @@ from typing import Final
 from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError
 from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot
-from nodeserve.wire.control import ProcessKind
+from nodeserve.wire.kinds import ProcessKind
 
 # Nobody outlives the process it talks to.
 STOP_ORDER: Final = (

@@ -7,7 +7,8 @@ from typing import Final
 from nodeserve.errors import ConfigError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.process import Phase, ProcessLife
-from nodeserve.wire.control import HANDOFF, ProcessKind, Role, WorkerReady
+from nodeserve.wire.control import WorkerReady
+from nodeserve.wire.kinds import HANDOFF, ProcessKind, Role
 
 NO_GENERATION: Final = Generation(0)
 """What a slot holds before its first process; generations count from 1."""

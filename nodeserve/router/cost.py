@@ -12,7 +12,7 @@ from nodeserve.ids import Generation
 from nodeserve.router.admission import blocks_for, has_room, tokens_for
 from nodeserve.router.messages import LegKind, RequestArrived
 from nodeserve.router.worker_view import WorkerView
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 HANDOFF_TOKENS: Final = 256
 """What a handoff costs. Tuned ones are published at 20 to 30 ms on one node, in which one H100

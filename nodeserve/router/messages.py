@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 
 from nodeserve.ids import BlockHash, Generation, LeaseId, LegId, RequestId
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 
 class LegKind(enum.Enum):

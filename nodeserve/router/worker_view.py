@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from nodeserve.errors import InvariantError
 from nodeserve.ids import Generation, LeaseId, LegId, RequestId
 from nodeserve.router.messages import LegKind, LoadReported, WorkerAttached
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 PRESSED_KV_USAGE: Final = 0.9
 """An engine this full whose own queue is not empty gains nothing from one more request."""

@@ -22,7 +22,8 @@ from nodeserve.lifecycle.slot import Slot
 from nodeserve.supervisor.children import Children
 from nodeserve.supervisor.report import first_line
 from nodeserve.wire import control
-from nodeserve.wire.control import ProcessKind, ProcessStatus
+from nodeserve.wire.kinds import ProcessKind
+from nodeserve.wire.status import ProcessStatus, WorkerLoad
 
 STATUS_DEADLINE_S: Final = 1.0
 
@@ -167,7 +168,7 @@ class OperatorDesk:
             uptime_s=round(self._loop.time() - self._started_s, 3),
         )
 
-    def _process(self, slot: Slot, load: control.WorkerLoad | None) -> ProcessStatus:
+    def _process(self, slot: Slot, load: WorkerLoad | None) -> ProcessStatus:
         child = self._children.get(slot.generation)
         uptime_s = 0.0 if child is None else self._loop.time() - child.started_s
         ready = slot.life.phase is Phase.READY

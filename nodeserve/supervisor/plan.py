@@ -12,7 +12,7 @@ from nodeserve.ids import Generation
 from nodeserve.lifecycle.slot import SlotPlan
 from nodeserve.supervisor.exec_child import FIRST_FD
 from nodeserve.supervisor.runtime import RuntimeDirectory
-from nodeserve.wire.control import ProcessKind
+from nodeserve.wire.kinds import ProcessKind
 from nodeserve.wire.spawn import DispatcherSpec, EngineSpec, WorkerSpec
 
 DISPATCHER: Final = "dispatcher"

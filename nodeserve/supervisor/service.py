@@ -48,7 +48,7 @@ from nodeserve.supervisor.report import cause_of_exit, ready_line
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.spawn import Spawner
 from nodeserve.wire import control
-from nodeserve.wire.control import ProcessKind
+from nodeserve.wire.kinds import ProcessKind
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from nodeserve.supervisor.exec_child import FIRST_FD, ExecSpec
 from nodeserve.supervisor.forkserver import ForkRequest
 from nodeserve.supervisor.gateways import Gateways
 from nodeserve.supervisor.runtime import RuntimeDirectory
-from nodeserve.wire.control import ProcessKind
+from nodeserve.wire.kinds import ProcessKind
 
 _ENCODE = msgspec.msgpack.Encoder().encode
 

@@ -5,34 +5,12 @@ ZeroMQ frame. The supervisor binds a ROUTER; everybody else connects a DEALER. N
 defaults and a field never changes type, so that neighbouring releases understand each other.
 """
 
-import enum
 from typing import Final
 
 import msgspec
 
-HANDOFF: Final = "handoff"
-"""The feature of an engine that can hand its KV over and take a peer's."""
-
-RESUME: Final = "resume"
-"""The feature of an engine that continues a request after tokens that another engine made."""
-
-
-class Role(enum.StrEnum):
-    """What a worker is used for. Roles are routing: an engine with HANDOFF can do all three."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-    AGGREGATED = "aggregated"
-
-
-class ProcessKind(enum.StrEnum):
-    """The kinds of process in a node."""
-
-    SUPERVISOR = "supervisor"
-    FORKSERVER = "forkserver"
-    DISPATCHER = "dispatcher"
-    GATEWAY = "gateway"
-    WORKER = "worker"
+from nodeserve.wire.kinds import Role
+from nodeserve.wire.status import HandoffStats, ProcessStatus, Quantiles, RequestTrace, WorkerLoad
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
@@ -206,60 +184,6 @@ class ReportStatus(_Message, frozen=True, kw_only=True):
     call_id: int
 
 
-class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    """A latency's distribution over the recent past, in ms; None where nothing was seen."""
-
-    count: int = 0
-    p50_ms: float | None = None
-    p99_ms: float | None = None
-
-
-class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """What the dispatcher knows of one worker."""
-
-    generation: int
-    role: Role
-    running: int = 0
-    waiting: int = 0
-    queued_prefill_tokens: int = 0
-    kv_usage: float = 0.0
-    num_gpu_blocks: int = 0
-    draining: bool = False
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-
-
-class HandoffStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Handoffs since the dispatcher started."""
-
-    completed: int = 0
-    failed: int = 0
-    bytes: int = 0
-    leased: int = 0
-    latency: Quantiles = Quantiles()
-
-
-class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one finished request ran, for `nodeserve chat`, the demo and the access log.
-
-    ``request_id`` is the id on the gateway's wire: the client's id, perhaps with a suffix.
-    Times are in ms since the request reached the dispatcher.
-    """
-
-    request_id: str
-    listener: str
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    finish: str
-    prefill_worker: str | None = None
-    decode_worker: str | None = None
-    handoff_bytes: int = 0
-    handoff_ms: float = 0.0
-    ttft_ms: float = 0.0
-    total_ms: float = 0.0
-
-
 class DispatcherStatus(_Message, frozen=True, kw_only=True):
     """The data plane's own account of itself. Counters run since the dispatcher started."""
 
@@ -284,21 +208,6 @@ class DispatcherStatus(_Message, frozen=True, kw_only=True):
 
 class StatusRequest(_Message, frozen=True, kw_only=True):
     """Ask for the node's status; answered with StatusReply."""
-
-
-class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One process of the node. ``state`` is a phase of lifecycle.process."""
-
-    name: str
-    kind: ProcessKind
-    state: str
-    generation: int = 0
-    pid: int | None = None
-    role: Role | None = None
-    uptime_s: float = 0.0
-    restarts: int = 0
-    detail: str | None = None
-    load: WorkerLoad | None = None
 
 
 class StatusReply(_Message, frozen=True, kw_only=True):

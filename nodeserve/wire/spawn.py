@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 GRAMMAR_BACKEND: Final = "xgrammar"
 """The node's one grammar backend: an engine latches the first it is asked for, so that gateways,

@@ -10,6 +10,8 @@ from click.testing import CliRunner, Result
 
 from nodeserve.cli.main import cli
 from nodeserve.wire import control
+from nodeserve.wire.kinds import ProcessKind, Role
+from nodeserve.wire.status import HandoffStats, ProcessStatus, Quantiles, WorkerLoad
 
 
 class FakeDaemon:
@@ -63,24 +65,22 @@ def run() -> Callable[..., Result]:
 
 
 def a_status(**changes) -> control.StatusReply:
-    worker = control.ProcessStatus(
+    worker = ProcessStatus(
         name="decode-0",
-        kind=control.ProcessKind.WORKER,
+        kind=ProcessKind.WORKER,
         state="ready",
         generation=3,
         pid=42,
-        role=control.Role.DECODE,
+        role=Role.DECODE,
         uptime_s=3725.0,
         restarts=1,
-        load=control.WorkerLoad(
-            generation=3, role=control.Role.DECODE, running=5, waiting=2, kv_usage=0.25
-        ),
+        load=WorkerLoad(generation=3, role=Role.DECODE, running=5, waiting=2, kv_usage=0.25),
     )
-    down = control.ProcessStatus(
+    down = ProcessStatus(
         name="prefill-0",
-        kind=control.ProcessKind.WORKER,
+        kind=ProcessKind.WORKER,
         state="failed",
-        role=control.Role.PREFILL,
+        role=Role.PREFILL,
         detail="no memory left",
     )
     given = {
@@ -97,8 +97,8 @@ def a_status(**changes) -> control.StatusReply:
             call_id=1,
             running_requests=5,
             finished_requests=7,
-            ttft=control.Quantiles(count=7, p50_ms=12.5, p99_ms=80.0),
-            handoffs=control.HandoffStats(completed=6, bytes=3 << 20),
+            ttft=Quantiles(count=7, p50_ms=12.5, p99_ms=80.0),
+            handoffs=HandoffStats(completed=6, bytes=3 << 20),
         ),
     }
     return control.StatusReply(**{**given, **changes})

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from nodeserve.wire.control import DispatcherStatus, RequestTrace
+from nodeserve.wire.control import DispatcherStatus
+from nodeserve.wire.status import RequestTrace
 from tests.cli.conftest import a_status
 from tests.cli.openai_server import serving
 

@@ -1,6 +1,7 @@
 from nodeserve.cli.connection import find_node
 from nodeserve.cli.footer import describe, find_trace
-from nodeserve.wire.control import DispatcherStatus, RequestTrace
+from nodeserve.wire.control import DispatcherStatus
+from nodeserve.wire.status import RequestTrace
 from tests.cli.conftest import a_status
 
 TRACE = RequestTrace(

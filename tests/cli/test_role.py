@@ -1,4 +1,5 @@
-from nodeserve.wire.control import CommandReply, Role, RoleRequest
+from nodeserve.wire.control import CommandReply, RoleRequest
+from nodeserve.wire.kinds import Role
 
 
 def test_a_worker_changes_its_role(daemon, run):

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from nodeserve.cli.status import duration, quantiles, size, table, to_json, to_text
-from nodeserve.wire.control import Quantiles, StatusRequest
+from nodeserve.wire.control import StatusRequest
+from nodeserve.wire.status import Quantiles
 from tests.cli.conftest import a_status
 
 

@@ -4,7 +4,7 @@ from nodeserve.config.facts import Cpu, Topology
 from nodeserve.config.layout import Wish, place_workers, whole_wish, wished_tables
 from nodeserve.config.problems import Problems
 from nodeserve.config.schema import WorkersTable
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from tests.config.conftest import cpus, gpus, node_of
 
 P, D, A = Role.PREFILL, Role.DECODE, Role.AGGREGATED

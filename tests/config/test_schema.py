@@ -6,15 +6,8 @@ import msgspec
 import pytest
 
 from nodeserve.config.schema import FileConfig
-from nodeserve.wire.control import (
-    DispatcherStatus,
-    HandoffStats,
-    ProcessStatus,
-    Quantiles,
-    RequestTrace,
-    StatusReply,
-    WorkerLoad,
-)
+from nodeserve.wire.control import DispatcherStatus, StatusReply
+from nodeserve.wire.status import HandoffStats, ProcessStatus, Quantiles, RequestTrace, WorkerLoad
 from tests.config.conftest import node_of, write_model
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -14,8 +14,9 @@ from nodeserve.bus.sockets import Reader, bind, open_socket
 from nodeserve.clock import MonotonicClock
 from nodeserve.dispatcher.service import Dispatcher
 from nodeserve.wire import control
-from nodeserve.wire.control import Role, WireFields, WorkerReady
+from nodeserve.wire.control import WireFields, WorkerReady
 from nodeserve.wire.engine_core import ABORT, ADD, UTILITY, identity_of
+from nodeserve.wire.kinds import HANDOFF, Role
 from nodeserve.wire.spawn import DispatcherSpec
 
 WITHIN_S = 10.0
@@ -110,7 +111,7 @@ class FakeEngine:
         self.generation = generation
         self.role = role
         self.name = f"{role}-{generation}"
-        self.features: tuple[str, ...] = (control.HANDOFF,)
+        self.features: tuple[str, ...] = (HANDOFF,)
         self.input = open_socket(node.context, zmq.DEALER, identity=identity_of(generation))
         self.input.connect(node.spec.input_address)
         self.push = open_socket(node.context, zmq.PUSH)

@@ -7,8 +7,8 @@ import zmq
 
 from nodeserve.bus.sockets import open_socket
 from nodeserve.wire import control
-from nodeserve.wire.control import Role
 from nodeserve.wire.engine_core import ABORT, ADD, UTILITY
+from nodeserve.wire.kinds import Role
 from tests.dispatcher.fakes import encode, of, output, request, running_node
 
 GARBAGE = [b"", b"\xc1", b"\x91" * 50_000, b"\xdb\xff\xff\xff\xff", encode({"a": 1})]

@@ -13,7 +13,7 @@ from nodeserve.dispatcher.kv_events import KvEventFeed
 from nodeserve.ids import Generation
 from nodeserve.kv.block_hash import hash_blocks
 from nodeserve.router.messages import BlocksRemoved, BlocksStored, Command, Event
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from tests.dispatcher.fakes import BLOCK_SIZE, WITHIN_S, FakeEngine, encode, running_node
 
 TOKENS = list(range(12))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nodeserve.wire import control
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from tests.dispatcher.fakes import (
     FakeEngine,
     FakeGateway,

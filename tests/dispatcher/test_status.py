@@ -8,7 +8,8 @@ from nodeserve.ids import Generation, RequestId
 from nodeserve.router.messages import LegKind, RequestArrived, WorkerAttached, WorkerDraining
 from nodeserve.router.router import Router, RouterConfig
 from nodeserve.wire import control
-from nodeserve.wire.control import Role, WorkerLoad
+from nodeserve.wire.kinds import Role
+from nodeserve.wire.status import HandoffStats, WorkerLoad
 from tests.dispatcher.fakes import stats
 from tests.dispatcher.test_worker_link import attach
 
@@ -43,6 +44,6 @@ def test_status_is_what_the_router_the_engines_and_the_counters_say() -> None:
         running_requests=1,
         rejected_frames=5,
         stale_outputs=4,
-        handoffs=control.HandoffStats(failed=1),
+        handoffs=HandoffStats(failed=1),
     )
     assert control.decode(control.encode(status)) == status

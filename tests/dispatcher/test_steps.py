@@ -10,7 +10,7 @@ from nodeserve.bus.sockets import open_socket
 from nodeserve.ids import Generation
 from nodeserve.router.messages import WorkerLost
 from nodeserve.wire import control
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from tests.dispatcher.fakes import FakeNode, decode, encode, of, output, running_node, stats
 
 GARBAGE = [

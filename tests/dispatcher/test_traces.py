@@ -8,7 +8,7 @@ from nodeserve.dispatcher.gateway_link import GatewayLink
 from nodeserve.dispatcher.records import ClientRequest
 from nodeserve.dispatcher.traces import MAX_SAMPLES, NUM_TRACES, WINDOW_S, SlidingQuantiles, Traces
 from nodeserve.ids import RequestId
-from nodeserve.wire.control import Quantiles
+from nodeserve.wire.status import Quantiles
 
 
 class Listener:

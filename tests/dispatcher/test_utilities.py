@@ -7,8 +7,8 @@ import pytest
 
 from nodeserve.dispatcher.utilities import ALLOWED
 from nodeserve.wire import control
-from nodeserve.wire.control import Role
 from nodeserve.wire.engine_core import UTILITY
+from nodeserve.wire.kinds import Role
 from tests.dispatcher.fakes import FakeEngine, FakeGateway, FakeNode, encode, running_node
 
 BIG_CALL_ID = (1 << 64) - 3

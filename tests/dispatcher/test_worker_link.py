@@ -12,8 +12,9 @@ from nodeserve.bus.sockets import open_socket
 from nodeserve.dispatcher.worker_link import Worker, WorkerTable, node_ready
 from nodeserve.errors import InvariantError, PeerError
 from nodeserve.wire import control
-from nodeserve.wire.control import AttachWorker, Role, WorkerReady
+from nodeserve.wire.control import AttachWorker, WorkerReady
 from nodeserve.wire.engine_core import ABORT, identity_of
+from nodeserve.wire.kinds import Role
 from tests.dispatcher.fakes import FIELDS, PROBE, WITHIN_S, Inbox, encode, running_node
 
 

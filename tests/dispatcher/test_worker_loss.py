@@ -4,8 +4,8 @@ from pathlib import Path
 
 from nodeserve.errors import PeerError
 from nodeserve.wire import control
-from nodeserve.wire.control import Role
 from nodeserve.wire.engine_core import RESUMED
+from nodeserve.wire.kinds import HANDOFF, RESUME, Role
 from tests.dispatcher.fakes import (
     PROBE,
     FakeEngine,
@@ -103,7 +103,7 @@ async def test_answer_with_the_prompts_logprobs_is_not_begun_twice(tmp_path: Pat
 
 async def able_engine(node: FakeNode, generation: int) -> FakeEngine:
     engine = FakeEngine(node, generation, Role.AGGREGATED)
-    engine.features = (control.HANDOFF, control.RESUME)
+    engine.features = (HANDOFF, RESUME)
     await engine.attach()
     return engine
 

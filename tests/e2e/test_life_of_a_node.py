@@ -11,7 +11,8 @@ import pytest
 import zmq
 
 from nodeserve.wire import control
-from nodeserve.wire.control import DrainRequest, RestartRequest, Role, RoleRequest
+from nodeserve.wire.control import DrainRequest, RestartRequest, RoleRequest
+from nodeserve.wire.kinds import Role
 from tests.e2e.conftest import SIMULATED
 from tests.support.daemon import Daemon, daemon, gone
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nodeserve.wire.control import Role, RoleRequest
+from nodeserve.wire.control import RoleRequest
+from nodeserve.wire.kinds import Role
 from tests.e2e.asking import ask, asking, prompts, stopped
 from tests.e2e.conftest import LEASE_TTL_S, REAL
 from tests.support.daemon import daemon, gone

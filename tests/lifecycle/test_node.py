@@ -35,12 +35,11 @@ from nodeserve.wire.control import (
     DetachWorker,
     DrainNode,
     DrainWorker,
-    ProcessKind,
-    Role,
     SetWorkerRole,
     WireFields,
     WorkerReady,
 )
+from nodeserve.wire.kinds import ProcessKind, Role
 
 PLANS = [
     SlotPlan("forkserver", ProcessKind.FORKSERVER),

@@ -3,7 +3,7 @@ import pytest
 from nodeserve.lifecycle.process import BecameReady, StartRequested
 from nodeserve.lifecycle.shutdown import daemon_exit_code, next_to_stop
 from nodeserve.lifecycle.slot import Slot, SlotPlan
-from nodeserve.wire.control import ProcessKind
+from nodeserve.wire.kinds import ProcessKind
 
 
 def running(name, kind):

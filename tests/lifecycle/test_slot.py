@@ -4,7 +4,8 @@ from nodeserve.errors import ConfigError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.process import BecameReady, StartRequested
 from nodeserve.lifecycle.slot import AfterStop, Slot, SlotPlan
-from nodeserve.wire.control import ProcessKind, Role, WireFields, WorkerReady
+from nodeserve.wire.control import WireFields, WorkerReady
+from nodeserve.wire.kinds import ProcessKind, Role
 
 
 def test_a_new_incarnation_inherits_nothing_of_the_last_ones_drain():

@@ -4,7 +4,7 @@ import pytest
 
 from nodeserve.router.messages import Command, Event
 from nodeserve.router.router import Router, RouterConfig
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from tests.router.talking import D, P, attached
 
 

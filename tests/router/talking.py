@@ -2,7 +2,7 @@
 
 from nodeserve.ids import Generation, LeaseId, LegId, RequestId
 from nodeserve.router.messages import RequestArrived, WorkerAttached
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 P, D, D2, A = Generation(1), Generation(2), Generation(3), Generation(4)
 R = RequestId("r1")

@@ -15,7 +15,7 @@ from nodeserve.router.admission import (
 from nodeserve.router.messages import LegKind, LoadReported, RequestArrived, WorkerAttached
 from nodeserve.router.request_flow import RequestFlow
 from nodeserve.router.worker_view import Lease, PlacedLeg, WorkerView
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 EVERY_KIND = pytest.mark.parametrize("kind", LegKind)
 

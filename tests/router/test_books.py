@@ -11,7 +11,7 @@ from nodeserve.router.messages import (
     WorkerAttached,
 )
 from nodeserve.router.request_flow import DecodePlaced, FirstOutputSeen, PrefillPlaced, RequestFlow
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 P, D = Generation(1), Generation(2)
 LEASE = LeaseId(9)

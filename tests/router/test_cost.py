@@ -14,7 +14,7 @@ from nodeserve.router.cost import (
 )
 from nodeserve.router.messages import LegKind, LoadReported, RequestArrived, WorkerAttached
 from nodeserve.router.worker_view import PlacedLeg, WorkerView
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 LONG = RequestArrived(RequestId("long"), prompt_tokens=1600, max_tokens=16)
 WHOLE_ONLY = RequestArrived(RequestId("whole"), prompt_tokens=1600, max_tokens=16, whole=True)

@@ -8,7 +8,7 @@ from nodeserve.router.books import Books
 from nodeserve.router.invariants import Waits, check_booked, check_leases, check_leg, check_waits
 from nodeserve.router.messages import RequestArrived, WorkerAttached
 from nodeserve.router.request_flow import AbortRequested, Phase, PrefillPlaced, RequestFlow
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 P = Generation(1)
 R = RequestId("r")

@@ -24,7 +24,7 @@ from nodeserve.router.messages import (
     WorkerLost,
 )
 from nodeserve.router.router import MAX_ABORTED_PREFILLS
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from tests.router.talking import (
     D2,
     LEASE,

@@ -32,7 +32,7 @@ from nodeserve.router.messages import (
     WorkerLost,
 )
 from nodeserve.router.router import Router, RouterConfig
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 BLOCK = 4
 PICK = st.integers(0, 1 << 30)

@@ -14,7 +14,7 @@ from nodeserve.router.messages import (
     WorkerDraining,
     WorkerLost,
 )
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 SMALL, LARGE, OTHER = Generation(1), Generation(2), Generation(3)
 R = RequestId("r1")

@@ -4,7 +4,7 @@ from nodeserve.errors import InvariantError
 from nodeserve.ids import Generation, LeaseId, LegId, RequestId
 from nodeserve.router.messages import LegKind, LoadReported, WorkerAttached
 from nodeserve.router.worker_view import Lease, PlacedLeg, WorkerView
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 LEG = LegId("r1.1")
 R = RequestId("r1")

@@ -11,7 +11,7 @@ from nodeserve.supervisor import operator_desk
 from nodeserve.supervisor.operator_desk import OperatorDesk
 from nodeserve.supervisor.plan import slot_plans
 from nodeserve.wire import control
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 CONFIG = NodeConfig(
     model="/models/m",

@@ -4,7 +4,7 @@ from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
 from nodeserve.ids import Generation
 from nodeserve.supervisor import plan
 from nodeserve.supervisor.runtime import RuntimeDirectory
-from nodeserve.wire.control import ProcessKind, Role
+from nodeserve.wire.kinds import ProcessKind, Role
 from nodeserve.wire.spawn import WorkerSpec
 
 RUST = Listener(name="api", socket="/run/a.sock", gateway=GatewayKind.RUST)

@@ -1,7 +1,7 @@
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
 from nodeserve.supervisor.children import Exit
 from nodeserve.supervisor.report import cause_of_exit, first_line, ready_line
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 
 
 def test_a_failed_process_is_quoted_first_and_its_log_follows():

@@ -17,7 +17,8 @@ from nodeserve.supervisor.kernel import become_subreaper
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.service import Supervisor
 from nodeserve.wire import control
-from nodeserve.wire.control import Role, WireFields
+from nodeserve.wire.control import WireFields
+from nodeserve.wire.kinds import Role
 
 DISPATCHER, WORKER = 2, 3
 DEADLINE_S = 20

@@ -13,7 +13,7 @@ from nodeserve.supervisor.exec_child import FIRST_FD, ExecSpec
 from nodeserve.supervisor.gateways import Gateways
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.spawn import Spawner
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import DispatcherSpec, PythonGatewaySpec, WorkerSpec
 
 

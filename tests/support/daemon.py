@@ -18,7 +18,8 @@ import httpx
 
 from nodeserve.bus.channel import BlockingControlClient
 from nodeserve.wire import control
-from nodeserve.wire.control import ProcessStatus, StatusReply
+from nodeserve.wire.control import StatusReply
+from nodeserve.wire.status import ProcessStatus
 
 START_DEADLINE_S: Final = 180.0
 STOP_DEADLINE_S: Final = 60.0

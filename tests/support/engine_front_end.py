@@ -13,7 +13,8 @@ import zmq
 
 from nodeserve.engine.base import Engine
 from nodeserve.engine.select import create
-from nodeserve.wire.control import Role, WorkerReady
+from nodeserve.wire.control import WorkerReady
+from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import EngineSpec, KvSpec, WorkerSpec
 
 ADD, ABORT, UTILITY = b"\x00", b"\x01", b"\x03"

@@ -20,7 +20,8 @@ import zmq
 
 from nodeserve.engine.vllm import environment, preload
 from nodeserve.wire import control
-from nodeserve.wire.control import Role, WorkerReady
+from nodeserve.wire.control import WorkerReady
+from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import EngineSpec, KvSpec, WorkerSpec
 from tests.support import vllm_entry
 

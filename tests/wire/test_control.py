@@ -11,12 +11,11 @@ from nodeserve.wire.control import (
     CommandReply,
     DispatcherStatus,
     GatewayGivenUp,
-    Quantiles,
-    RequestTrace,
     StatusRequest,
     WorkerGivenUp,
     WorkerHeartbeat,
 )
+from nodeserve.wire.status import Quantiles, RequestTrace
 
 TRACE = RequestTrace(
     request_id="a",

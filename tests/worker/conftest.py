@@ -7,7 +7,8 @@ import pytest
 
 from nodeserve.engine.simulated.wire import FIELDS
 from nodeserve.errors import PeerError
-from nodeserve.wire.control import Message, Role, WorkerReady
+from nodeserve.wire.control import Message, WorkerReady
+from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import EngineSpec, KvSpec, WorkerSpec
 
 

@@ -11,7 +11,8 @@ from nodeserve.engine.simulated.loop import OUTPUT_HIGH_WATER, EngineLoop, Socke
 from nodeserve.engine.simulated.sizing import size_engine
 from nodeserve.engine.simulated.wire import FIELDS
 from nodeserve.errors import InvariantError
-from nodeserve.wire.control import HANDOFF, RESUME, WorkerReady
+from nodeserve.wire.control import WorkerReady
+from nodeserve.wire.kinds import HANDOFF, RESUME
 from nodeserve.wire.spawn import WorkerSpec
 
 

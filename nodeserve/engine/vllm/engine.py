@@ -18,7 +18,8 @@ from nodeserve.engine.vllm import args, environment
 from nodeserve.engine.vllm.core import NodeEngineCore, wire_fields
 from nodeserve.engine.vllm.environment import Platform
 from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError
-from nodeserve.wire.control import HANDOFF, RESUME, WorkerReady
+from nodeserve.wire.control import WorkerReady
+from nodeserve.wire.kinds import HANDOFF, RESUME
 from nodeserve.wire.spawn import WorkerSpec
 
 _logger = logging.getLogger(__name__)

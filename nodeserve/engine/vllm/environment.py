@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from nodeserve.config.release import VLLM_DISTRIBUTIONS
 from nodeserve.errors import ConfigError
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import WorkerSpec
 
 

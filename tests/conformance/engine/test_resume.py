@@ -2,8 +2,8 @@
 
 import pytest
 
-from nodeserve.wire.control import RESUME
 from nodeserve.wire.engine_core import RESUMED
+from nodeserve.wire.kinds import RESUME
 from tests.conformance.engine.conftest import DECODE, PREFILL
 from tests.conformance.engine.test_engine import LENGTH, prompt
 

@@ -6,7 +6,7 @@ import pytest
 
 from nodeserve.engine.simulated.sizing import size_engine
 from nodeserve.errors import ConfigError
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import EngineSpec, KvSpec, WorkerSpec
 
 LLAMA_70B_FP8 = {

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from nodeserve.engine.vllm.environment import Platform
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import KvSpec
 from tests.support import vllm_entry
 

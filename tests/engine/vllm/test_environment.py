@@ -7,7 +7,7 @@ import pytest
 from nodeserve.engine.vllm import environment
 from nodeserve.engine.vllm.environment import Platform
 from nodeserve.errors import ConfigError
-from nodeserve.wire.control import Role
+from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import EngineSpec, KvSpec, WorkerSpec
 
 

@@ -1,0 +1,28 @@
+"""What the control messages name: roles, kinds of process, features of engines."""
+
+import enum
+from typing import Final
+
+HANDOFF: Final = "handoff"
+"""The feature of an engine that can hand its KV over and take a peer's."""
+
+RESUME: Final = "resume"
+"""The feature of an engine that continues a request after tokens that another engine made."""
+
+
+class Role(enum.StrEnum):
+    """What a worker is used for. Roles are routing: an engine with HANDOFF can do all three."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    AGGREGATED = "aggregated"
+
+
+class ProcessKind(enum.StrEnum):
+    """The kinds of process in a node."""
+
+    SUPERVISOR = "supervisor"
+    FORKSERVER = "forkserver"
+    DISPATCHER = "dispatcher"
+    GATEWAY = "gateway"
+    WORKER = "worker"

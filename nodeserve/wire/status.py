@@ -1,0 +1,77 @@
+"""What a node says of itself: the parts of the status that people and scripts read.
+
+New fields get defaults and a field never changes type; docs/status.md describes them.
+"""
+
+import msgspec
+
+from nodeserve.wire.kinds import ProcessKind, Role
+
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
+    """A latency's distribution over the recent past, in ms; None where nothing was seen."""
+
+    count: int = 0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+
+
+class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What the dispatcher knows of one worker."""
+
+    generation: int
+    role: Role
+    running: int = 0
+    waiting: int = 0
+    queued_prefill_tokens: int = 0
+    kv_usage: float = 0.0
+    num_gpu_blocks: int = 0
+    draining: bool = False
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+
+
+class HandoffStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Handoffs since the dispatcher started."""
+
+    completed: int = 0
+    failed: int = 0
+    bytes: int = 0
+    leased: int = 0
+    latency: Quantiles = Quantiles()
+
+
+class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one finished request ran, for `nodeserve chat`, the demo and the access log.
+
+    ``request_id`` is the id on the gateway's wire: the client's id, perhaps with a suffix.
+    Times are in ms since the request reached the dispatcher.
+    """
+
+    request_id: str
+    listener: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    finish: str
+    prefill_worker: str | None = None
+    decode_worker: str | None = None
+    handoff_bytes: int = 0
+    handoff_ms: float = 0.0
+    ttft_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of the node. ``state`` is a phase of lifecycle.process."""
+
+    name: str
+    kind: ProcessKind
+    state: str
+    generation: int = 0
+    pid: int | None = None
+    role: Role | None = None
+    uptime_s: float = 0.0
+    restarts: int = 0
+    detail: str | None = None
+    load: WorkerLoad | None = None
