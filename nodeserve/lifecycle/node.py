@@ -1,15 +1,14 @@
 """The node's life: which processes run, who is told what, and how it all ends."""
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from nodeserve.errors import CapacityError, ConfigError, InvariantError
-from nodeserve.ids import MAX_GENERATION, Generation
+from nodeserve.errors import ConfigError
+from nodeserve.ids import Generation
 from nodeserve.lifecycle import process
 from nodeserve.lifecycle.messages import (
     AnnounceReady,
     Command,
-    ConnectGateway,
     DrainAsked,
     EngineReady,
     Event,
@@ -22,11 +21,9 @@ from nodeserve.lifecycle.messages import (
     ProcessSick,
     RestartAsked,
     RoleAsked,
-    SpawnProcess,
     StopAccepting,
     StopAsked,
     TellDispatcher,
-    TerminateProcess,
     TimeElapsed,
     WorkerEmptied,
     WorkerRouted,
@@ -34,10 +31,8 @@ from nodeserve.lifecycle.messages import (
 from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.shutdown import Patience, daemon_exit_code, next_to_stop
 from nodeserve.lifecycle.slot import AfterStop, Slot, SlotPlan
+from nodeserve.lifecycle.slots import Slots
 from nodeserve.wire.control import (
-    AttachWorker,
-    DetachGateway,
-    DetachWorker,
     DrainNode,
     DrainWorker,
     SetWorkerRole,
@@ -65,40 +60,41 @@ class NodeLife:
 
     def __init__(self, plans: Iterable[SlotPlan], patience: Patience) -> None:
         self.phase = NodePhase.STARTING
-        self.slots = {plan.name: Slot(plan, role=plan.role) for plan in plans}
+        self._slots = Slots(plans)
         self._patience = patience
-        self._last_generation = 0
         self._drain_deadline_s: float | None = None
         self._exit = ExitNode(0)
 
     # ------------------------------------------------------------------------ reading
 
     @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Every process's place in the node, by its name."""
+        return self._slots.by_name
+
+    def of_generation(self, generation: int) -> Slot | None:
+        """Return the slot whose present incarnation this is; None for a fenced one."""
+        return self._slots.of_generation(generation)
+
+    @property
     def wake_at_s(self) -> float | None:
         """When the caller must hand in TimeElapsed; None when nothing is due."""
-        times = [slot.life.wake_at_s for slot in self.slots.values()]
-        times += [slot.drain_deadline_s for slot in self.slots.values()]
+        times = [slot.life.wake_at_s for slot in self._slots.by_name.values()]
+        times += [slot.drain_deadline_s for slot in self._slots.by_name.values()]
         times.append(self._drain_deadline_s)
         return min((at_s for at_s in times if at_s is not None), default=None)
 
     @property
     def state(self) -> str:
         """The node's state in one word."""
-        lost = any(slot.wanted and slot.life.phase is not Phase.READY for slot in self._serving())
+        lost = any(
+            slot.wanted and slot.life.phase is not Phase.READY for slot in self._slots.serving()
+        )
         return "degraded" if self.phase is NodePhase.READY and lost else str(self.phase)
-
-    def of_generation(self, generation: int) -> Slot | None:
-        """Return the slot whose present incarnation this is; None for a fenced one."""
-        held_by = (slot for slot in self.slots.values() if slot.generation == generation)
-        return next(held_by, None) if generation else None
 
     def check(self) -> None:
         """Raise InvariantError unless generations are unique and each process is consistent."""
-        used = [slot.generation for slot in self.slots.values() if slot.generation]
-        if len(used) != len(set(used)):
-            raise InvariantError(f"node: two slots share a generation: {sorted(used)}")
-        for slot in self.slots.values():
-            slot.life.check()
+        self._slots.check()
 
     # ------------------------------------------------------------------------- events
 
@@ -119,14 +115,14 @@ class NodeLife:
             case EngineReady(ready=ready):
                 return self._engine_ready(ready)
             case WorkerRouted(generation=generation):
-                slot = self.of_generation(generation)
+                slot = self._slots.of_generation(generation)
                 return [] if slot is None else self._became_ready(slot, now_s)
             case ProcessExited():
                 return self._exited(event, now_s)
             case ProcessSick():
                 return self._sick(event, now_s)
             case WorkerEmptied(generation=generation):
-                slot = self.of_generation(generation)
+                slot = self._slots.of_generation(generation)
                 return self._stop(slot, now_s) if slot is not None and slot.draining else []
             case NodeEmptied():
                 return self._stop_all(now_s) if self.phase is NodePhase.DRAINING else []
@@ -139,115 +135,64 @@ class NodeLife:
 
     # ---------------------------------------------------------------------- beginning
 
-    def _serving(self) -> Iterable[Slot]:
-        return (slot for slot in self.slots.values() if slot.kind is not ProcessKind.FORKSERVER)
-
-    def _of_kind(self, kind: ProcessKind) -> list[Slot]:
-        return [slot for slot in self.slots.values() if slot.kind is kind]
-
-    def _can_fork(self, slot: Slot) -> bool:
-        needs = slot.plan.forkserver
-        return needs is None or self.slots[needs].life.phase is Phase.READY
-
     def _start_where_possible(self, now_s: float) -> list[Command]:
         commands: list[Command] = []
         if self.phase in (NodePhase.STARTING, NodePhase.READY):
-            for slot in self.slots.values():
-                if slot.wanted and slot.life.phase is Phase.DOWN and self._can_fork(slot):
-                    commands += self._apply(slot, process.StartRequested(), now_s)
+            for slot in self._slots.by_name.values():
+                if slot.wanted and slot.life.phase is Phase.DOWN and self._slots.can_fork(slot):
+                    commands += self._slots.apply(slot, process.StartRequested(), now_s)
         return commands
-
-    def _apply(self, slot: Slot, event: process.Event, now_s: float) -> list[Command]:
-        commands: list[Command] = []
-        for command in slot.life.handle(event, now_s=now_s):
-            match command:
-                case process.Spawn():
-                    commands.append(SpawnProcess(slot.name, self._next_generation(slot)))
-                case process.Terminate():
-                    commands.append(TerminateProcess(slot.generation))
-                case process.Kill():
-                    commands.append(KillProcess(slot.generation))
-        return commands
-
-    def _next_generation(self, slot: Slot) -> Generation:
-        if self._last_generation == MAX_GENERATION:
-            text = f"node: all {MAX_GENERATION} generations are used up; restart the daemon"
-            raise CapacityError(text)
-        self._last_generation += 1
-        slot.begin(Generation(self._last_generation))
-        return slot.generation
 
     def gateway_spawned(self, generation: Generation) -> list[Command]:
         """Return what to do when a gateway's process exists and its sockets are made."""
-        slot = self.of_generation(generation)
-        return [] if slot is None else self._connect(slot)
+        slot = self._slots.of_generation(generation)
+        return [] if slot is None else self._slots.connect(slot)
 
     def _process_ready(self, generation: Generation, now_s: float) -> list[Command]:
-        slot = self.of_generation(generation)
+        slot = self._slots.of_generation(generation)
         if slot is None or slot.life.phase is not Phase.STARTING:
             return []
         commands = self._became_ready(slot, now_s)
         if slot.kind is ProcessKind.FORKSERVER:
             commands += self._start_where_possible(now_s)
         elif slot.kind is ProcessKind.DISPATCHER:
-            for other in self._of_kind(ProcessKind.WORKER):
-                commands += self._attach(other)
-            for other in self._of_kind(ProcessKind.GATEWAY):
-                commands += self._connect(other)
+            for other in self._slots.of_kind(ProcessKind.WORKER):
+                commands += self._slots.attach(other)
+            for other in self._slots.of_kind(ProcessKind.GATEWAY):
+                commands += self._slots.connect(other)
         return commands
 
     def _became_ready(self, slot: Slot, now_s: float) -> list[Command]:
         if slot.life.phase not in (Phase.STARTING, Phase.STOPPING):
             return []
-        commands = self._apply(slot, process.BecameReady(), now_s)
+        commands = self._slots.apply(slot, process.BecameReady(), now_s)
         if self.phase is NodePhase.STARTING and all(
-            other.life.phase is Phase.READY for other in self._serving()
+            other.life.phase is Phase.READY for other in self._slots.serving()
         ):
             self.phase = NodePhase.READY
             commands.append(AnnounceReady())
         return commands
 
     def _engine_ready(self, ready: WorkerReady) -> list[Command]:
-        slot = self.of_generation(ready.generation)
+        slot = self._slots.of_generation(ready.generation)
         if slot is None:
             return []
         slot.ready = ready
-        return self._attach(slot)
-
-    def _dispatcher_ready(self) -> bool:
-        return any(s.life.phase is Phase.READY for s in self._of_kind(ProcessKind.DISPATCHER))
-
-    def _attach(self, slot: Slot) -> list[Command]:
-        usable = slot.life.phase in (Phase.STARTING, Phase.READY)
-        if slot.ready is None or slot.attached or not usable or not self._dispatcher_ready():
-            return []
-        slot.attached = True
-        role = slot.role or Role.AGGREGATED
-        message = AttachWorker(
-            name=slot.name, generation=slot.generation, role=role, ready=slot.ready
-        )
-        return [TellDispatcher(message)]
-
-    def _connect(self, slot: Slot) -> list[Command]:
-        starting = slot.life.phase is Phase.STARTING and slot.generation != 0
-        if not starting or slot.attached or not self._dispatcher_ready():
-            return []
-        slot.attached = True
-        return [ConnectGateway(slot.generation)]
+        return self._slots.attach(slot)
 
     # ------------------------------------------------------------------------- losses
 
     def _exited(self, event: ProcessExited, now_s: float) -> list[Command]:
-        slot = self.of_generation(event.generation)
+        slot = self._slots.of_generation(event.generation)
         if slot is None or not slot.running:
             return []
         expected = slot.life.phase is Phase.STOPPING
         cause = slot.sick or event.cause
-        commands = self._detach(slot, cause)
-        self._apply(slot, process.Exited(retryable=event.retryable), now_s)
+        commands = self._slots.detach(slot, cause)
+        self._slots.apply(slot, process.Exited(retryable=event.retryable), now_s)
         slot.end(None if expected else cause)
         if self.phase in (NodePhase.DRAINING, NodePhase.STOPPING):
-            self._apply(slot, process.StopRequested(0), now_s)  # no restart from here on
+            self._slots.apply(slot, process.StopRequested(0), now_s)  # no restart from here on
             return commands + self._continue_stop(now_s)
         if self.phase is NodePhase.STARTING and not expected:
             reason = f"{slot.kind} {slot.name} failed to start: {cause}"
@@ -261,41 +206,32 @@ class NodeLife:
             slot.wanted = False
         return commands
 
-    def _detach(self, slot: Slot, cause: str) -> list[Command]:
-        if not slot.attached or not self._dispatcher_ready():
-            return []
-        if slot.kind is ProcessKind.WORKER:
-            return [TellDispatcher(DetachWorker(generation=slot.generation, reason=cause))]
-        if slot.kind is ProcessKind.GATEWAY:
-            return [TellDispatcher(DetachGateway(generation=slot.generation))]
-        return []
-
     def _restart_group(self, now_s: float) -> list[Command]:
         """End the gateways of a dead dispatcher; its workers wait for the next one."""
         commands: list[Command] = []
-        for slot in self._of_kind(ProcessKind.WORKER):
+        for slot in self._slots.of_kind(ProcessKind.WORKER):
             slot.attached = False
-        for slot in self._of_kind(ProcessKind.GATEWAY):
+        for slot in self._slots.of_kind(ProcessKind.GATEWAY):
             if slot.running:
                 slot.attached = False
                 slot.after_stop = AfterStop.START_AGAIN
-                commands += self._apply(slot, process.StopRequested(0), now_s)
+                commands += self._slots.apply(slot, process.StopRequested(0), now_s)
         return commands
 
     def _sick(self, event: ProcessSick, now_s: float) -> list[Command]:
-        slot = self.of_generation(event.generation)
+        slot = self._slots.of_generation(event.generation)
         if slot is None or slot.life.phase not in (Phase.STARTING, Phase.READY):
             return []
         if slot.kind is ProcessKind.WORKER:
             slot.sick = event.cause  # it dies like any other: no endless quick restarts
             return [KillProcess(slot.generation)]
         slot.detail, slot.after_stop = event.cause, AfterStop.START_AGAIN
-        return self._apply(slot, process.StopRequested(self._patience.stop_s), now_s)
+        return self._end(slot, now_s)
 
     # ---------------------------------------------------------------- operator's wishes
 
     def _wish(self, event: DrainAsked | RestartAsked | RoleAsked, now_s: float) -> list[Command]:
-        slot = self._worker(event.worker)
+        slot = self._slots.worker(event.worker)
         match event:
             case DrainAsked():
                 if slot.life.phase is not Phase.READY:
@@ -306,14 +242,6 @@ class NodeLife:
                 return self._restart(event, slot, now_s)
             case RoleAsked(role=role):
                 return self._change_role(slot, role)
-
-    def _worker(self, name: str) -> Slot:
-        slot = self.slots.get(name)
-        if slot is None or slot.kind is not ProcessKind.WORKER:
-            names = ", ".join(s.name for s in self._of_kind(ProcessKind.WORKER))
-            text = f"worker {name} does not exist; this node has {names}"
-            raise ConfigError(text)
-        return slot
 
     def _drain(self, slot: Slot, after: AfterStop, now_s: float) -> list[Command]:
         slot.after_stop = after
@@ -327,7 +255,7 @@ class NodeLife:
         slot.wanted = True
         match slot.life.phase:
             case Phase.DOWN | Phase.BACKOFF | Phase.FAILED:
-                return self._apply(slot, process.StartRequested(), now_s)
+                return self._slots.apply(slot, process.StartRequested(), now_s)
             case Phase.READY if not event.immediately:
                 return self._drain(slot, AfterStop.START_AGAIN, now_s)
             case _:
@@ -345,12 +273,16 @@ class NodeLife:
     # ------------------------------------------------------------------------- ending
 
     def _stop(self, slot: Slot, now_s: float) -> list[Command]:
-        commands = self._detach(slot, "it is stopped")  # first: what an ending engine says of its
-        slot.attached, slot.draining, slot.drain_deadline_s = False, True, None  # requests is moot
-        return commands + self._apply(slot, process.StopRequested(self._patience.stop_s), now_s)
+        # Fenced first: what an ending engine says of its requests is moot.
+        commands = self._slots.detach(slot, "it is stopped")
+        slot.attached, slot.draining, slot.drain_deadline_s = False, True, None
+        return commands + self._end(slot, now_s)
+
+    def _end(self, slot: Slot, now_s: float) -> list[Command]:
+        return self._slots.apply(slot, process.StopRequested(self._patience.stop_s), now_s)
 
     def _stop_asked(self, now_s: float) -> list[Command]:
-        if self.phase is NodePhase.READY and self._dispatcher_ready():
+        if self.phase is NodePhase.READY and self._slots.dispatcher_ready():
             self.phase = NodePhase.DRAINING
             self._drain_deadline_s = now_s + self._patience.drain_s
             return [StopAccepting(), TellDispatcher(DrainNode())]
@@ -363,21 +295,21 @@ class NodeLife:
         self._drain_deadline_s = None
         commands: list[Command] = []
         if grace_s is not None:
-            for slot in self.slots.values():
+            for slot in self._slots.by_name.values():
                 if slot.life.phase is not Phase.STOPPING or grace_s == 0:
-                    commands += self._apply(slot, process.StopRequested(grace_s), now_s)
+                    commands += self._slots.apply(slot, process.StopRequested(grace_s), now_s)
         return commands + self._continue_stop(now_s)
 
     def _continue_stop(self, now_s: float) -> list[Command]:
         """Stop the next kinds in STOP_ORDER once all before them are gone."""
-        if self.phase is NodePhase.DRAINING and self._dispatcher_ready():
+        if self.phase is NodePhase.DRAINING and self._slots.dispatcher_ready():
             return []
         self.phase = NodePhase.STOPPING
         commands: list[Command] = []
-        left = next_to_stop(self.slots.values())
+        left = next_to_stop(self._slots.by_name.values())
         for slot in left:
             if slot.life.phase is not Phase.STOPPING:
-                commands += self._apply(slot, process.StopRequested(self._patience.stop_s), now_s)
+                commands += self._end(slot, now_s)
         return commands if left else [*commands, self._exit]
 
     # --------------------------------------------------------------------------- time
@@ -387,12 +319,12 @@ class NodeLife:
         if self._drain_deadline_s is not None and self._drain_deadline_s <= now_s:
             self._exit = ExitNode(1, "requests were cut off: the drain took too long")
             commands += self._stop_all(now_s, grace_s=1.0)
-        for slot in self.slots.values():
+        for slot in self._slots.by_name.values():
             if slot.life.wake_at_s is not None and slot.life.wake_at_s <= now_s:
-                if slot.life.phase is Phase.BACKOFF and not self._can_fork(slot):
+                if slot.life.phase is Phase.BACKOFF and not self._slots.can_fork(slot):
                     slot.life.wake_at_s = now_s + 1.0
                     continue
-                commands += self._apply(slot, process.TimeElapsed(), now_s)
+                commands += self._slots.apply(slot, process.TimeElapsed(), now_s)
             elif slot.drain_deadline_s is not None and slot.drain_deadline_s <= now_s:
                 commands += self._stop(slot, now_s)
         return commands

@@ -1,7 +1,6 @@
 import pytest
 
-from nodeserve.errors import CapacityError, ConfigError
-from nodeserve.ids import MAX_GENERATION
+from nodeserve.errors import ConfigError
 from nodeserve.lifecycle.messages import (
     AnnounceReady,
     ConnectGateway,
@@ -382,9 +381,3 @@ def test_draining_a_worker_that_is_not_ready_is_refused(node):
     node.exits("decode-0")
     with pytest.raises(ConfigError, match="decode-0 is backoff"):
         node.tell(DrainAsked("decode-0"))
-
-
-def test_generations_end_where_the_wire_ends(node):
-    node.life._last_generation = MAX_GENERATION
-    with pytest.raises(CapacityError, match="65535"):
-        node.tell(NodeStarted())

@@ -1,0 +1,125 @@
+"""All places of a node: what each asks for, and what the dispatcher is told of it."""
+
+from collections.abc import Iterable
+
+from nodeserve.errors import CapacityError, ConfigError, InvariantError
+from nodeserve.ids import MAX_GENERATION, Generation
+from nodeserve.lifecycle import process
+from nodeserve.lifecycle.messages import (
+    Command,
+    ConnectGateway,
+    KillProcess,
+    SpawnProcess,
+    TellDispatcher,
+    TerminateProcess,
+)
+from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.slot import Slot, SlotPlan
+from nodeserve.wire.control import AttachWorker, DetachGateway, DetachWorker
+from nodeserve.wire.kinds import ProcessKind, Role
+
+
+class Slots:
+    """Every slot by its name, and the count of generations, none of which is used twice."""
+
+    def __init__(self, plans: Iterable[SlotPlan]) -> None:
+        self.by_name = {plan.name: Slot(plan, role=plan.role) for plan in plans}
+        self._last_generation = 0
+
+    def check(self) -> None:
+        """Raise InvariantError unless generations are unique and each process is consistent."""
+        used = [slot.generation for slot in self.by_name.values() if slot.generation]
+        if len(used) != len(set(used)):
+            raise InvariantError(f"node: two slots share a generation: {sorted(used)}")
+        for slot in self.by_name.values():
+            slot.life.check()
+
+    def serving(self) -> Iterable[Slot]:
+        """Return the slots whose loss the node's users may notice: all but the fork servers."""
+        return (slot for slot in self.by_name.values() if slot.kind is not ProcessKind.FORKSERVER)
+
+    def of_kind(self, kind: ProcessKind) -> list[Slot]:
+        """Return the slots of one kind, in the order of the plan."""
+        return [slot for slot in self.by_name.values() if slot.kind is kind]
+
+    def can_fork(self, slot: Slot) -> bool:
+        """Return whether the fork server that this slot needs is ready."""
+        needs = slot.plan.forkserver
+        return needs is None or self.by_name[needs].life.phase is Phase.READY
+
+    def apply(self, slot: Slot, event: process.Event, now_s: float) -> list[Command]:
+        """Hand an event to a slot's process; return what that asks of the caller.
+
+        Raises:
+            CapacityError: The generations are used up.
+        """
+        commands: list[Command] = []
+        for command in slot.life.handle(event, now_s=now_s):
+            match command:
+                case process.Spawn():
+                    commands.append(SpawnProcess(slot.name, self._next_generation(slot)))
+                case process.Terminate():
+                    commands.append(TerminateProcess(slot.generation))
+                case process.Kill():
+                    commands.append(KillProcess(slot.generation))
+        return commands
+
+    def _next_generation(self, slot: Slot) -> Generation:
+        if self._last_generation == MAX_GENERATION:
+            text = f"node: all {MAX_GENERATION} generations are used up; restart the daemon"
+            raise CapacityError(text)
+        self._last_generation += 1
+        slot.begin(Generation(self._last_generation))
+        return slot.generation
+
+    def of_generation(self, generation: int) -> Slot | None:
+        """Return the slot whose present incarnation this is; None for a fenced one."""
+        held_by = (slot for slot in self.by_name.values() if slot.generation == generation)
+        return next(held_by, None) if generation else None
+
+    def worker(self, name: str) -> Slot:
+        """Return a worker's slot by name.
+
+        Raises:
+            ConfigError: There is no such worker; with those there are.
+        """
+        slot = self.by_name.get(name)
+        if slot is None or slot.kind is not ProcessKind.WORKER:
+            names = ", ".join(s.name for s in self.of_kind(ProcessKind.WORKER))
+            text = f"worker {name} does not exist; this node has {names}"
+            raise ConfigError(text)
+        return slot
+
+    def dispatcher_ready(self) -> bool:
+        """Return whether a dispatcher can be told something."""
+        return any(s.life.phase is Phase.READY for s in self.of_kind(ProcessKind.DISPATCHER))
+
+    def attach(self, slot: Slot) -> list[Command]:
+        """Let the dispatcher route to a worker whose engine is ready, once both are there."""
+        usable = slot.life.phase in (Phase.STARTING, Phase.READY)
+        if slot.ready is None or slot.attached or not usable or not self.dispatcher_ready():
+            return []
+        slot.attached = True
+        role = slot.role or Role.AGGREGATED
+        message = AttachWorker(
+            name=slot.name, generation=slot.generation, role=role, ready=slot.ready
+        )
+        return [TellDispatcher(message)]
+
+    def connect(self, slot: Slot) -> list[Command]:
+        """Let the dispatcher be a starting gateway's engine, once both are there."""
+        starting = slot.life.phase is Phase.STARTING and slot.generation != 0
+        if not starting or slot.attached or not self.dispatcher_ready():
+            return []
+        slot.attached = True
+        return [ConnectGateway(slot.generation)]
+
+    def detach(self, slot: Slot, cause: str) -> list[Command]:
+        """Let the dispatcher fence a worker, or let go of a gateway."""
+        if not slot.attached or not self.dispatcher_ready():
+            return []
+        if slot.kind is ProcessKind.WORKER:
+            return [TellDispatcher(DetachWorker(generation=slot.generation, reason=cause))]
+        if slot.kind is ProcessKind.GATEWAY:
+            return [TellDispatcher(DetachGateway(generation=slot.generation))]
+        return []

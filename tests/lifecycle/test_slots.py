@@ -1,0 +1,56 @@
+"""Claims about a node's places and their generations."""
+
+import pytest
+
+from nodeserve.errors import CapacityError, InvariantError
+from nodeserve.ids import MAX_GENERATION, Generation
+from nodeserve.lifecycle import process
+from nodeserve.lifecycle.messages import SpawnProcess
+from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.slot import SlotPlan
+from nodeserve.lifecycle.slots import Slots
+from nodeserve.wire.kinds import ProcessKind
+
+PLANS = [
+    SlotPlan("forkserver", ProcessKind.FORKSERVER),
+    SlotPlan("dispatcher", ProcessKind.DISPATCHER, "forkserver"),
+]
+
+
+def test_no_two_spawns_share_a_generation() -> None:
+    slots = Slots(PLANS)
+    spawns = []
+    for slot in slots.by_name.values():
+        spawns += slots.apply(slot, process.StartRequested(), 0.0)
+    assert spawns == [
+        SpawnProcess("forkserver", Generation(1)),
+        SpawnProcess("dispatcher", Generation(2)),
+    ]
+    assert slots.of_generation(2) is slots.by_name["dispatcher"]
+    slots.check()
+
+
+def test_generations_end_where_the_wire_ends() -> None:
+    slots = Slots(PLANS)
+    slots._last_generation = MAX_GENERATION
+    with pytest.raises(CapacityError, match="65535"):
+        slots.apply(slots.by_name["forkserver"], process.StartRequested(), 0.0)
+
+
+def test_a_slot_without_a_process_is_of_no_generation() -> None:
+    assert Slots(PLANS).of_generation(0) is None
+
+
+def test_a_shared_generation_is_found() -> None:
+    slots = Slots(PLANS)
+    for slot in slots.by_name.values():
+        slot.begin(Generation(7))
+    with pytest.raises(InvariantError, match="7, 7"):
+        slots.check()
+
+
+def test_what_a_fork_server_must_make_waits_for_it() -> None:
+    slots = Slots(PLANS)
+    assert not slots.can_fork(slots.by_name["dispatcher"])
+    slots.by_name["forkserver"].life.phase = Phase.READY
+    assert slots.can_fork(slots.by_name["dispatcher"])
