@@ -1,26 +1,17 @@
-"""The gateway side: one DEALER and one PUSH per gateway, on which we look like one engine."""
+"""The gateway side: to each gateway we look like one engine."""
 
 import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-import zmq
-
-from nodeserve.bus.sockets import Reader, Writer, open_socket, send_now
+from nodeserve.dispatcher.ports import Ports
 from nodeserve.dispatcher.records import ClientRequest
 from nodeserve.errors import PeerError
 from nodeserve.ids import Generation
 from nodeserve.wire.codec import encode
 from nodeserve.wire.control import AttachGateway
-from nodeserve.wire.engine_core import identity_of
 
 _LOG: Final = logging.getLogger(__name__)
-
-ENGINE_IDENTITY: Final = identity_of(Generation(0))
-"""A gateway is told to expect one engine, number 0."""
-
-RECONNECT_MS: Final = 20
-"""A gateway binds its sockets some time after it is spawned; ZeroMQ asks again so often."""
 
 
 class GatewayLink:
@@ -39,7 +30,7 @@ class GatewayLink:
 
     def __init__(
         self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        ports: Ports,
         attached: AttachGateway,
         on_message: "Callable[[GatewayLink, list[bytes]], None]",
         on_drained: "Callable[[GatewayLink], None]",
@@ -52,28 +43,22 @@ class GatewayLink:
         self.announced = False
         self.shows_old_gauges = False
         self.congested_since_s: float | None = None
-        self._input = open_socket(context, zmq.DEALER, identity=ENGINE_IDENTITY)
-        self._input.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        self._input.connect(attached.input_address)
-        output = open_socket(context, zmq.PUSH)
-        output.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        output.connect(attached.output_address)
-        self._reader = Reader(self._input, lambda frames: on_message(self, frames))
-        self._writer = Writer(output, lambda: on_drained(self))
+        self._port = ports.gateway(
+            attached, lambda frames: on_message(self, frames), lambda: on_drained(self)
+        )
 
     @property
     def congested(self) -> bool:
         """Whether it has not taken all that it was sent."""
-        return self._writer.congested
+        return self._port.congested
 
     def say_ready(self, ready: dict[str, Any]) -> None:
         """Send what an engine says when it is ready: from here on clients are served."""
         try:
-            send_now(self._input, [encode(ready)])
+            self._port.say([encode(ready)])
         except PeerError as error:
             _LOG.error("gateway_not_served gateway=%s cause=%s", self.name, error)
             return
-        self._reader.look_again()
         self.serving = True
 
     def send(self, message: list[Any], aux: list[bytes]) -> None:
@@ -83,12 +68,11 @@ class GatewayLink:
             PeerError: The gateway has not read for a long time; the caller ends it.
         """
         try:
-            self._writer.send([encode(message), *aux])
+            self._port.send([encode(message), *aux])
         except PeerError as error:
             text = f"gateway {self.name} generation {self.generation}: {error}"
             raise PeerError(text) from error
 
     def close(self) -> None:
         """Close both sockets and drop what was not sent."""
-        self._reader.close()
-        self._writer.close()
+        self._port.close()

@@ -4,9 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-import zmq
-
-from nodeserve.bus.sockets import Reader, open_socket
+from nodeserve.dispatcher.ports import Ports
 from nodeserve.ids import Generation
 from nodeserve.kv.engine_hash_map import EngineHashMap
 from nodeserve.router.messages import BlocksRemoved, BlocksStored, Event
@@ -19,9 +17,6 @@ from nodeserve.wire.kv_events import (
 )
 
 _LOG: Final = logging.getLogger(__name__)
-
-HIGH_WATER_MESSAGES: Final = 10_000
-"""What a burst may queue; past it the engine's PUB drops, which shows as a gap."""
 
 
 class KvEventFeed:
@@ -37,7 +32,7 @@ class KvEventFeed:
 
     def __init__(
         self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        ports: Ports,
         endpoint: str,
         generation: Generation,
         num_blocks: int,
@@ -49,14 +44,11 @@ class KvEventFeed:
         self._on_event = on_event
         self._hashes = EngineHashMap(max_blocks=num_blocks)
         self._next_sequence: int | None = None
-        sock = open_socket(context, zmq.SUB, high_water_messages=HIGH_WATER_MESSAGES)
-        sock.setsockopt(zmq.SUBSCRIBE, b"")
-        sock.connect(endpoint)
-        self._reader = Reader(sock, self._on_message)
+        self._port = ports.kv_events(endpoint, self._on_message)
 
     def close(self) -> None:
         """Stop listening."""
-        self._reader.close()
+        self._port.close()
 
     def _on_message(self, frames: list[bytes]) -> None:
         try:

@@ -12,6 +12,7 @@ import uvloop
 
 from nodeserve.clock import MonotonicClock
 from nodeserve.dispatcher.service import Dispatcher
+from nodeserve.dispatcher.sockets import Sockets
 from nodeserve.errors import InvariantError
 from nodeserve.wire.spawn import DispatcherSpec
 
@@ -60,7 +61,7 @@ async def _serve(spec: DispatcherSpec) -> None:
     loop.set_exception_handler(fail)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, None)
-    dispatcher = Dispatcher(spec, MonotonicClock())
+    dispatcher = Dispatcher(spec, MonotonicClock(), Sockets(spec))
     serving = asyncio.create_task(dispatcher.run(os.getpid()))
     try:
         await asyncio.wait({serving, over}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,17 +1,14 @@
-"""The dispatcher's shell: its sockets, its control messages and its clock."""
+"""The dispatcher as a whole: its ports, its control messages and its clock."""
 
 import asyncio
 import logging
 from typing import Any, Final
 
-import zmq
-
-from nodeserve.bus.channel import ControlChannel
-from nodeserve.bus.sockets import Reader, bind, open_socket
 from nodeserve.clock import Clock
 from nodeserve.dispatcher.desk import Codecs, RequestDesk
 from nodeserve.dispatcher.gateway_link import GatewayLink
 from nodeserve.dispatcher.kv_events import KvEventFeed
+from nodeserve.dispatcher.ports import Ports, Timer
 from nodeserve.dispatcher.status import build_status
 from nodeserve.dispatcher.steps import Steps
 from nodeserve.dispatcher.traces import Traces
@@ -42,16 +39,11 @@ STALL_S: Final = 2.0
 """How long all engines wait for a gateway that does not read, before it is given up."""
 
 
-ENGINE_OUTPUT_MESSAGES: Final = 64
-"""Steps of one engine that may wait here. When gateways are slow an engine soon meets this mark
-and stops; a larger one would only let it run ahead of clients that may be gone."""
-
-
 class Dispatcher:
-    """One node's data plane. Make it inside a running loop; ``run`` until cancelled."""
+    """One node's data plane: ``run`` until cancelled, or be told by ``obey`` and ``tick``."""
 
-    def __init__(self, spec: DispatcherSpec, clock: Clock) -> None:
-        """Bind the worker-side sockets.
+    def __init__(self, spec: DispatcherSpec, clock: Clock, ports: Ports) -> None:
+        """Open the worker-side ports.
 
         Raises:
             ConfigError: An address cannot be used.
@@ -59,11 +51,11 @@ class Dispatcher:
         """
         self._spec = spec
         self._clock = clock
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._control = ControlChannel(spec.control_address, str(spec.generation).encode())
+        self._ports = ports
+        self._control = ports.supervisor()
         self._gateways: dict[int, GatewayLink] = {}
         self._feeds: dict[int, KvEventFeed] = {}
-        self._wake: asyncio.TimerHandle | None = None
+        self._wake: Timer | None = None
         self.traces = Traces()
         self.router = Router(
             RouterConfig(
@@ -71,7 +63,7 @@ class Dispatcher:
                 max_queued_requests=spec.max_queued_requests,
             )
         )
-        self.workers = WorkerTable(self._context, spec.input_address, self._on_attached)
+        self.workers = WorkerTable(ports, self._on_attached)
         self.utilities = Utilities(
             self._ask, self._answer, spec.utility_deadline_s, dispatcher=spec.generation
         )
@@ -79,16 +71,14 @@ class Dispatcher:
             self.router, self.workers, self.utilities, self.traces, clock, outside=self
         )
         self.steps = Steps(self.desk, self._gateways, self.utilities, self.send)
-        outputs = open_socket(self._context, zmq.PULL, high_water_messages=ENGINE_OUTPUT_MESSAGES)
-        bind(outputs, spec.output_address)
-        self._outputs = Reader(outputs, self.steps.take, on_turn_end=self.steps.flush)
+        self._outputs = ports.outputs(self.steps.take, self.steps.flush)
 
     async def run(self, pid: int) -> None:
         """Serve until cancelled. ``pid`` is what the supervisor is told."""
         self._control.send(control.DispatcherReady(generation=self._spec.generation, pid=pid))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._take_control_messages())
-            tasks.create_task(self._tick())
+            tasks.create_task(self._tick_forever())
 
     def close(self) -> None:
         """Close every socket. Gateways are left to the supervisor: nothing is said to them."""
@@ -101,7 +91,7 @@ class Dispatcher:
         self._outputs.close()
         self.workers.close()
         self._control.close()
-        self._context.destroy(linger=0)
+        self._ports.close()
 
     # --------------------------------------------------------- what the desk needs of us
 
@@ -119,8 +109,7 @@ class Dispatcher:
         if self._wake is not None:
             self._wake.cancel()
         delay_s = max(0.0, at_s - self._clock.now_s())
-        loop = asyncio.get_running_loop()
-        self._wake = loop.call_later(delay_s, self.desk.tell, TimeElapsed())
+        self._wake = self._ports.call_later(delay_s, lambda: self.desk.tell(TimeElapsed()))
 
     def give_up(self, worker: Worker, cause: str) -> None:
         """Retire a worker that takes no message any more."""
@@ -213,7 +202,7 @@ class Dispatcher:
         self.steps.stats.joined(worker.gauges)
         if ready.kv_events_endpoint is not None:
             self._feeds[worker.generation] = KvEventFeed(
-                self._context,
+                self._ports,
                 ready.kv_events_endpoint,
                 worker.generation,
                 ready.num_gpu_blocks,
@@ -269,9 +258,10 @@ class Dispatcher:
     async def _take_control_messages(self) -> None:
         while True:
             message = await self._control.recv()
-            self._obey(message)
+            self.obey(message)
 
-    def _obey(self, message: control.Message) -> None:
+    def obey(self, message: control.Message) -> None:
+        """Carry out a control message of the supervisor."""
         match message:
             case control.AttachWorker():
                 self._attach(message)
@@ -303,7 +293,7 @@ class Dispatcher:
     def _attach_gateway(self, message: control.AttachGateway) -> None:
         if message.generation not in self._gateways:
             self._gateways[message.generation] = GatewayLink(
-                self._context, message, self._on_gateway_message, self._on_drained
+                self._ports, message, self._on_gateway_message, self._on_drained
             )
             self._greet()
 
@@ -322,13 +312,17 @@ class Dispatcher:
             now_s=self._clock.now_s(),
         )
 
-    async def _tick(self) -> None:
+    async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now_s = self._clock.now_s()
-            self.utilities.expire(now_s=now_s)
-            for gateway in list(self._gateways.values()):
-                since_s = gateway.congested_since_s
-                if since_s is not None and now_s - since_s > STALL_S:
-                    self._give_up_gateway(gateway, f"it has not read for {STALL_S:g} s")
-            self.steps.catch_up()
+            self.tick()
+
+    def tick(self) -> None:
+        """Do what has time; call it every ``TICK_S``."""
+        now_s = self._clock.now_s()
+        self.utilities.expire(now_s=now_s)
+        for gateway in list(self._gateways.values()):
+            since_s = gateway.congested_since_s
+            if since_s is not None and now_s - since_s > STALL_S:
+                self._give_up_gateway(gateway, f"it has not read for {STALL_S:g} s")
+        self.steps.catch_up()

@@ -1,14 +1,11 @@
-"""The worker side: one ROUTER that every engine connects to, and who is attached behind it."""
+"""The worker side: who is attached behind the port that every engine connects to."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-import zmq
-
-from nodeserve.bus.sockets import Reader, bind, open_socket, send_now
 from nodeserve.dispatcher.metrics import EngineGauges
+from nodeserve.dispatcher.ports import Ports, Timer
 from nodeserve.errors import InvariantError, PeerError
 from nodeserve.ids import Generation
 from nodeserve.router.messages import LegKind
@@ -18,9 +15,6 @@ from nodeserve.wire.engine_core import ABORT, generation_of, identity_of
 from nodeserve.wire.kinds import RESUME, Role
 
 _LOG: Final = logging.getLogger(__name__)
-
-HIGH_WATER_MESSAGES: Final = 10_000
-"""An engine's input thread does nothing but read: who lags by so much is as good as dead."""
 
 PROBE_S: Final = 0.025
 """How often an engine that has not said hello is looked for. ZeroMQ's own try to connect again
@@ -71,29 +65,23 @@ class WorkerTable:
 
     A worker is attached when the supervisor has said so and its engine can be sent to. It can
     once it has said hello; but it says so once in its life, so behind a dispatcher that was
-    restarted an engine shows itself only by what can be sent to it. Make it in a running loop.
+    restarted an engine shows itself only by what can be sent to it.
 
     Attributes:
         attached: By generation; the hot path looks in here.
         rejected_frames: Messages of engines that were not a hello.
     """
 
-    def __init__(
-        self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
-        address: str,
-        on_attached: Callable[[Worker], None],
-    ) -> None:
+    def __init__(self, ports: Ports, on_attached: Callable[[Worker], None]) -> None:
         self.attached: dict[int, Worker] = {}
         self.rejected_frames = 0
         self._on_attached = on_attached
         self._waiting: dict[int, Worker] = {}
         self._connected: set[int] = set()
         self._retired: set[int] = set()
-        self._probe_timer: asyncio.TimerHandle | None = None
-        self._sock = open_socket(context, zmq.ROUTER, high_water_messages=HIGH_WATER_MESSAGES)
-        bind(self._sock, address)
-        self._reader = Reader(self._sock, self._on_hello)
+        self._probe_timer: Timer | None = None
+        self._ports = ports
+        self._port = ports.engines(self._on_hello)
 
     def attach(self, message: AttachWorker) -> None:
         """Take a worker in, now or as soon as its engine can be sent to.
@@ -135,18 +123,16 @@ class WorkerTable:
             PeerError: It is gone or does not read; the caller retires it.
         """
         try:
-            send_now(self._sock, [worker.identity, kind, payload, *aux])
+            self._port.send([worker.identity, kind, payload, *aux])
         except PeerError as error:
             text = f"worker {worker.name} generation {worker.generation}: {error.__cause__}"
             raise PeerError(text) from error
-        finally:
-            self._reader.look_again()
 
     def close(self) -> None:
-        """Close the socket and look for nobody any more."""
+        """Close the port and look for nobody any more."""
         if self._probe_timer is not None:
             self._probe_timer.cancel()
-        self._reader.close()
+        self._port.close()
 
     def _on_hello(self, frames: list[bytes]) -> None:
         try:
@@ -162,8 +148,7 @@ class WorkerTable:
 
     def _probe_later(self) -> None:
         if self._probe_timer is None and self._waiting:
-            loop = asyncio.get_running_loop()
-            self._probe_timer = loop.call_later(PROBE_S, self._probe)
+            self._probe_timer = self._ports.call_later(PROBE_S, self._probe)
 
     def _probe(self) -> None:
         """Take in who waits and can be sent to; whoever cannot is looked for again."""

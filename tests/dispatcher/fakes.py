@@ -13,6 +13,7 @@ from nodeserve.bus.channel import ControlServer
 from nodeserve.bus.sockets import Reader, bind, open_socket
 from nodeserve.clock import MonotonicClock
 from nodeserve.dispatcher.service import Dispatcher
+from nodeserve.dispatcher.sockets import Sockets
 from nodeserve.wire import control
 from nodeserve.wire.control import WireFields, WorkerReady
 from nodeserve.wire.engine_core import ABORT, ADD, UTILITY, identity_of
@@ -88,6 +89,18 @@ def stats(running: int = 0, waiting: int = 0, usage: float = 0.0, **more: Any) -
         "kv_cache_eviction_events": [],
         "spec_decoding_stats": None,
     } | more
+
+
+def spec_in(directory: Path, **more: Any) -> DispatcherSpec:
+    """Return a dispatcher's spec whose addresses are in ``directory``."""
+    return DispatcherSpec(
+        generation=1,
+        runtime_dir=str(directory),
+        control_address=f"ipc://{directory}/c",
+        input_address=f"ipc://{directory}/i",
+        output_address=f"ipc://{directory}/o",
+        **more,
+    )
 
 
 class Inbox:
@@ -256,16 +269,9 @@ class FakeNode:
     def __init__(self, directory: Path, **spec: Any) -> None:
         self.directory = directory
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.spec = DispatcherSpec(
-            generation=1,
-            runtime_dir=str(directory),
-            control_address=f"ipc://{directory}/c",
-            input_address=f"ipc://{directory}/i",
-            output_address=f"ipc://{directory}/o",
-            **{"utility_deadline_s": 0.2} | spec,
-        )
+        self.spec = spec_in(directory, **{"utility_deadline_s": 0.2} | spec)
         self.control = ControlServer(self.spec.control_address)
-        self.dispatcher = Dispatcher(self.spec, MonotonicClock())
+        self.dispatcher = Dispatcher(self.spec, MonotonicClock(), Sockets(self.spec))
         self._heard: list[control.Message] = []
         self._calls = 0
 

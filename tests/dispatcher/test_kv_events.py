@@ -10,11 +10,12 @@ import zmq
 
 from nodeserve.bus.sockets import bind, open_socket
 from nodeserve.dispatcher.kv_events import KvEventFeed
+from nodeserve.dispatcher.sockets import Sockets
 from nodeserve.ids import Generation
 from nodeserve.kv.block_hash import hash_blocks
 from nodeserve.router.messages import BlocksRemoved, BlocksStored, Command, Event
 from nodeserve.wire.kinds import Role
-from tests.dispatcher.fakes import BLOCK_SIZE, WITHIN_S, FakeEngine, encode, running_node
+from tests.dispatcher.fakes import BLOCK_SIZE, WITHIN_S, FakeEngine, encode, running_node, spec_in
 
 TOKENS = list(range(12))
 HASHES = hash_blocks(TOKENS, BLOCK_SIZE)
@@ -62,7 +63,8 @@ async def feed(directory: Path) -> AsyncIterator[tuple[Publisher, "asyncio.Queue
     events: asyncio.Queue[Event] = asyncio.Queue()
     sock = open_socket(context, zmq.XPUB)
     bind(sock, f"ipc://{directory}/kv")
-    listening = KvEventFeed(context, f"ipc://{directory}/kv", WORKER, 100, events.put_nowait)
+    ports = Sockets(spec_in(directory))
+    listening = KvEventFeed(ports, f"ipc://{directory}/kv", WORKER, 100, events.put_nowait)
     assert sock.poll(WITHIN_S * 1000)  # its subscription has come
     sock.recv()
     try:
@@ -70,6 +72,7 @@ async def feed(directory: Path) -> AsyncIterator[tuple[Publisher, "asyncio.Queue
             yield Publisher(sock, listening), events
     finally:
         listening.close()
+        ports.close()
         context.destroy(linger=0)
 
 

@@ -7,6 +7,7 @@ import pytest
 import zmq
 
 from nodeserve.bus.sockets import open_socket
+from nodeserve.dispatcher.sockets import EnginesSocket
 from nodeserve.ids import Generation
 from nodeserve.router.messages import WorkerLost
 from nodeserve.wire import control
@@ -107,7 +108,9 @@ async def test_frame_larger_than_the_limit_costs_only_its_own_connection(
 ) -> None:
     async with running_node(tmp_path) as node:
         engine, gateway, leg_id = await stream(node)
-        node.dispatcher.workers._sock.setsockopt(zmq.MAXMSGSIZE, 100)
+        port = node.dispatcher.workers._port
+        assert isinstance(port, EnginesSocket)
+        port._sock.setsockopt(zmq.MAXMSGSIZE, 100)
         huge = open_socket(node.context, zmq.DEALER, identity=b"\7\7")
         huge.connect(node.spec.input_address)
         huge.send(b"x" * 1000)

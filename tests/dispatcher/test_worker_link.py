@@ -9,13 +9,14 @@ import pytest
 import zmq
 
 from nodeserve.bus.sockets import open_socket
+from nodeserve.dispatcher.sockets import Sockets
 from nodeserve.dispatcher.worker_link import Worker, WorkerTable, node_ready
 from nodeserve.errors import InvariantError, PeerError
 from nodeserve.wire import control
 from nodeserve.wire.control import AttachWorker, WorkerReady
 from nodeserve.wire.engine_core import ABORT, identity_of
 from nodeserve.wire.kinds import Role
-from tests.dispatcher.fakes import FIELDS, PROBE, WITHIN_S, Inbox, encode, running_node
+from tests.dispatcher.fakes import FIELDS, PROBE, WITHIN_S, Inbox, encode, running_node, spec_in
 
 
 def attach(generation: int, ready: bytes | None = None, max_model_len: int = 100) -> AttachWorker:
@@ -48,7 +49,7 @@ async def test_engine_that_says_hello_is_attached_and_can_be_sent_to(
 ) -> None:
     attached: asyncio.Queue[Worker] = asyncio.Queue()
     address = f"ipc://{tmp_path}/i"
-    table = WorkerTable(context, address, attached.put_nowait)
+    table = WorkerTable(Sockets(spec_in(tmp_path)), attached.put_nowait)
     with pytest.raises(PeerError, match="w7 generation 7"):
         table.send(Worker(attach(7)), ABORT, b"", [])
     engine = open_socket(context, zmq.DEALER, identity=identity_of(7))
@@ -70,7 +71,7 @@ async def test_engine_that_said_hello_to_an_earlier_dispatcher_is_found_once_it_
 ) -> None:
     attached: asyncio.Queue[Worker] = asyncio.Queue()
     address = f"ipc://{tmp_path}/i"
-    table = WorkerTable(context, address, attached.put_nowait)
+    table = WorkerTable(Sockets(spec_in(tmp_path)), attached.put_nowait)
     table.attach(attach(7))
     table.attach(attach(8))
     table.retire(8)
@@ -88,8 +89,8 @@ async def test_engine_that_said_hello_to_an_earlier_dispatcher_is_found_once_it_
     table.close()
 
 
-async def test_generation_is_never_used_twice(context, tmp_path: Path) -> None:
-    table = WorkerTable(context, f"ipc://{tmp_path}/i", lambda _: None)
+async def test_generation_is_never_used_twice(tmp_path: Path) -> None:
+    table = WorkerTable(Sockets(spec_in(tmp_path)), lambda _: None)
     table.attach(attach(7))
     with pytest.raises(InvariantError, match="generation 7 was attached before"):
         table.attach(attach(7))
@@ -99,8 +100,8 @@ async def test_generation_is_never_used_twice(context, tmp_path: Path) -> None:
     table.close()
 
 
-async def test_worker_with_a_garbage_ready_response_is_refused(context, tmp_path: Path) -> None:
-    table = WorkerTable(context, f"ipc://{tmp_path}/i", lambda _: None)
+async def test_worker_with_a_garbage_ready_response_is_refused(tmp_path: Path) -> None:
+    table = WorkerTable(Sockets(spec_in(tmp_path)), lambda _: None)
     with pytest.raises(PeerError, match="restart it"):
         table.attach(attach(7, ready=b"\xc1"))
     table.close()
