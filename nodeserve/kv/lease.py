@@ -119,6 +119,10 @@ class LeaseBook:
         """Return GRANTED while a lease holds, None afterwards: ended leases are forgotten."""
         return Phase.GRANTED if lease_id in self._granted else None
 
+    def blocks(self) -> set[int]:
+        """Return the blocks that may still be read."""
+        return {block for lease in self._granted.values() for block in lease.blocks}
+
     def handle(self, event: Event, *, now_s: float) -> list[Command]:
         """Apply one event and return what the caller must now do, in order.
 

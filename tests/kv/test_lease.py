@@ -98,3 +98,11 @@ def test_pins_and_unpins_balance_and_ids_are_never_reused(steps) -> None:
         book.check()
     assert balance == 0
     assert ids == list(range(1, len(ids) + 1))
+
+
+def test_blocks_of_leases_that_hold_are_known_each_once(book) -> None:
+    book.handle(HandoffOffered((4, 5)), now_s=0.0)
+    book.handle(HandoffOffered((5, 6)), now_s=1.0)
+    assert book.blocks() == {4, 5, 6}
+    book.handle(LeaseReleased(LeaseId(1)), now_s=2.0)
+    assert book.blocks() == {5, 6}

@@ -5,24 +5,24 @@ A handoff that makes no sense is not pulled; its prompt is computed here.
 """
 
 import heapq
-from typing import Any, Final
+from typing import Any
 
 from nodeserve.engine.simulated.kv_blocks import KvBlocks
 from nodeserve.engine.simulated.limits import Limits
 from nodeserve.engine.simulated.sequence import Sequence
+from nodeserve.errors import InvariantError
 from nodeserve.ids import LeaseId
 from nodeserve.kv.lease import (
     Command,
     HandoffOffered,
     LeaseBook,
     LeaseReleased,
+    Phase,
     PinBlocks,
     PublishSlot,
     TimeElapsed,
     UnpinBlocks,
 )
-
-_LEASE_SLOTS: Final = 16_384
 
 
 class Handoffs:
@@ -31,7 +31,7 @@ class Handoffs:
     def __init__(self, limits: Limits, kv: KvBlocks) -> None:
         self._limits = limits
         self._kv = kv
-        self._leases = LeaseBook(ttl_s=limits.lease_ttl_s, num_slots=_LEASE_SLOTS)
+        self._leases = LeaseBook(ttl_s=limits.lease_ttl_s, num_slots=limits.lease_slots)
         self._loading: list[tuple[float, int, Sequence]] = []
         self._loads = 0
         self._load_failures = 0
@@ -42,6 +42,10 @@ class Handoffs:
     def num_leases(self) -> int:
         """Handoffs whose blocks are pinned."""
         return self._leases.num_granted
+
+    def holds(self, lease_id: int) -> bool:
+        """Tell whether a lease is granted and has not ended."""
+        return self._leases.phase(LeaseId(lease_id)) is Phase.GRANTED
 
     @property
     def loading(self) -> list[Sequence]:
@@ -120,8 +124,11 @@ class Handoffs:
         }
 
     def check(self) -> None:
-        """Raise InvariantError unless every lease has exactly one slot."""
+        """Raise InvariantError unless every lease has one slot, and its blocks are not free."""
         self._leases.check()
+        freed = [block for block in self._leases.blocks() if self._kv.is_free(block)]
+        if freed:
+            raise InvariantError(f"simulated engine: blocks {freed} are leased and free")
 
     def _carry_out(self, commands: list[Command]) -> int | None:
         """Pin and unpin as the lease book says; return the lease it granted, if it did."""

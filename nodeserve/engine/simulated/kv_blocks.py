@@ -69,6 +69,10 @@ class KvBlocks:
         """Share of blocks that somebody refers to, from 0 to 1."""
         return 1.0 - self.num_free / self.num_blocks
 
+    def is_free(self, block: int) -> bool:
+        """Tell whether nobody refers to a block, so that it may get other content."""
+        return self._references[block] == 0
+
     def match(self, hashes: Sequence[BlockHash]) -> list[int]:
         """Return the cached blocks of the longest known prefix, and refer to each."""
         found = []

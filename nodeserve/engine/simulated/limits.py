@@ -16,6 +16,7 @@ class Limits:
         link: What a handoff is pulled over.
         speedup: Divides the time of a pull; ``inf`` makes it zero.
         async_load: Pulls run beside other requests' steps, not inside them.
+        lease_slots: Leases that may hold at a time; past it the oldest one ends.
     """
 
     generation: int
@@ -29,6 +30,7 @@ class Limits:
     prefix_caching: bool = True
     async_load: bool = True
     lease_ttl_s: float = 60.0
+    lease_slots: int = 16_384
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Return how many blocks ``num_tokens`` tokens occupy."""

@@ -3,7 +3,6 @@
 import logging
 import os
 import select
-from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,10 +10,7 @@ import msgspec
 import zmq
 
 from nodeserve.clock import MonotonicClock, unix_now_s
-from nodeserve.engine.simulated import wire
-from nodeserve.engine.simulated.calls import answer
-from nodeserve.engine.simulated.scheduler import Scheduler
-from nodeserve.engine.simulated.sequence import Sequence
+from nodeserve.engine.simulated.core import EngineCore
 from nodeserve.engine.simulated.sizing import Sizing
 from nodeserve.engine.simulated.tokens import Vocabulary
 from nodeserve.errors import InvariantError
@@ -63,15 +59,12 @@ class EngineLoop:
         self._request_fd = int(sockets.requests.getsockopt(zmq.FD))
         self._output_fd = int(sockets.outputs.getsockopt(zmq.FD))
         self._clock = MonotonicClock()
-        self._vocabulary = Vocabulary(sizing.shape.vocab_size, sizing.shape.special_token_ids)
-        self._encoder = wire.OutputsEncoder(sizing.limits.generation)
-        self._scheduler = Scheduler(sizing.limits)
-        self._outbox: deque[bytes] = deque()
+        vocabulary = Vocabulary(sizing.shape.vocab_size, sizing.shape.special_token_ids)
+        self._core = EngineCore(sizing.limits, vocabulary, max_model_len=sizing.max_model_len)
+        self._scheduler = self._core.scheduler
+        self._outbox = self._core.outbox
         self._is_stopped = False
-        self._num_added = 0
-        self._num_event_messages = 0
         self._step_end_s = 0.0
-        self._said_load = (0, 0.0)
         self.steps = 0
 
     @property
@@ -91,7 +84,7 @@ class EngineLoop:
                 self.steps += 1
             else:
                 self._publish_kv_events()
-                self._say_what_is_free(now_s)
+                self._core.say_what_is_free(now_s)
                 self._flush()
                 self._rest(now_s)
 
@@ -119,23 +112,9 @@ class EngineLoop:
             self._receive()
 
     def _finish_step(self) -> None:
-        now_s = self._clock.now_s()
-        rows = self._scheduler.finish_step(now_s)
+        self._core.finish_step(self._clock.now_s())
         self._publish_kv_events()
-        if rows:
-            self._say(rows, now_s)
         self._flush()
-
-    def _say(self, rows: list[wire.Row], now_s: float) -> None:
-        scheduler = self._scheduler
-        self._said_load = (scheduler.num_requests, scheduler.kv_usage)
-        self._outbox.append(self._encoder.step(rows, scheduler.take_stats(), now_s))
-
-    def _say_what_is_free(self, now_s: float) -> None:
-        """After an abort or a lease's end without a step, say what the next one would have."""
-        scheduler = self._scheduler
-        if not scheduler.num_requests and self._said_load != (0, scheduler.kv_usage):
-            self._say([], now_s)
 
     def _rest(self, now_s: float) -> None:
         """Wait for something to do when no request can run."""
@@ -165,7 +144,7 @@ class EngineLoop:
         while int(requests.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             frames = requests.recv_multipart(zmq.NOBLOCK)
             try:
-                self._take(frames)
+                self._core.take(frames, self._clock.now_s())
             except (msgspec.MsgspecError, InvariantError, IndexError) as error:
                 _LOG.warning(
                     "frame_dropped kind=%r bytes=%d cause=%r",
@@ -173,54 +152,6 @@ class EngineLoop:
                     sum(map(len, frames)),
                     str(error),
                 )
-
-    def _take(self, frames: list[bytes]) -> None:
-        kind, payload = frames[0], frames[1]
-        if kind == wire.ADD:
-            self._take_request(payload)
-        elif kind == wire.ABORT:
-            self._scheduler.abort(wire.decode_abort(payload))
-        elif kind == wire.UTILITY:
-            call = wire.decode_utility(payload)
-            now_s = self._clock.now_s()
-            answered = answer(call, self._scheduler, now_s)
-            self._outbox.append(
-                self._encoder.utility(call.call_id, answered.value, answered.failure, now_s=now_s)
-            )
-        else:
-            _LOG.debug("message_ignored kind=%r", kind)
-
-    def _take_request(self, payload: bytes) -> None:
-        try:
-            request = wire.decode_request(payload)
-            refusal = _refusal(request)
-            if refusal is None:
-                self._add(request)
-            else:
-                self._refuse(request.request_id, refusal)
-        except msgspec.MsgspecError:
-            self._refuse(wire.decode_name(payload).request_id, wire.FINISH_ERROR)
-            raise
-
-    def _refuse(self, request_id: str, finish_reason: int) -> None:
-        row = wire.end_row(request_id, finish_reason)
-        self._outbox.append(self._encoder.step([row], None, self._clock.now_s()))
-
-    def _add(self, request: wire.Request) -> None:
-        now_s = self._clock.now_s()
-        self._num_added += 1
-        sequence = Sequence(
-            request,
-            self._vocabulary,
-            max_model_len=self._sizing.max_model_len,
-            order=self._num_added,
-        )
-        if sequence.is_complete:
-            row = wire.end_row(sequence.request_id, wire.FINISH_LENGTH)
-            sequence.add_end(row)
-            self._outbox.append(self._encoder.step([row], None, now_s))
-        else:
-            self._scheduler.add(sequence, now_s)
 
     def _flush(self) -> None:
         """Send what is to be sent; wait for a peer that does not take it."""
@@ -235,18 +166,6 @@ class EngineLoop:
                 self._receive()
 
     def _publish_kv_events(self) -> None:
-        events = self._scheduler.take_kv_events()
-        if events:
-            payload = wire.encode_kv_events(events, self._limits.block_size, unix_now_s())
-            number = self._num_event_messages.to_bytes(8, "big")
-            self._num_event_messages += 1
-            self._sockets.kv_events.send_multipart((b"", number, payload), zmq.NOBLOCK)
-
-
-def _refusal(request: wire.Request) -> int | None:
-    """Return the finish reason of a request that this engine does not run."""
-    if request.abort_immediately:
-        return wire.FINISH_ABORT
-    if request.sampling_params is None or not request.prompt_token_ids:
-        return wire.FINISH_ERROR
-    return None
+        message = self._core.take_kv_events(unix_now_s())
+        if message is not None:
+            self._sockets.kv_events.send_multipart(message, zmq.NOBLOCK)

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from nodeserve.engine.simulated import wire
+from nodeserve.errors import InvariantError
 
 PREFILL_LEG = {"kv_transfer_params": {"do_remote_decode": True}}
 
@@ -131,3 +132,22 @@ def test_abort_of_a_pulling_request_frees_its_blocks(make_bench):
     bench.step(6)
     assert bench.idle()
     assert "d" not in bench.last_rows
+
+
+def test_oldest_lease_ends_when_its_slot_is_needed(make_bench):
+    bench = make_bench(lease_slots=1)
+    first = hand_over(bench, prompt(10))["lease_id"]
+    bench.last_rows.clear()
+    second = hand_over(bench, prompt(10, 50))["lease_id"]
+    handoffs = bench.scheduler.handoffs
+    assert (handoffs.holds(first), handoffs.holds(second)) == (False, True)
+    assert handoffs.stats()["expired"] == 1
+
+
+def test_check_finds_a_leased_block_that_was_freed(bench):
+    hand_over(bench, prompt(10))
+    kv = bench.scheduler.handoffs._kv
+    kv.release([0])
+    with pytest.raises(InvariantError, match=r"blocks \[0\] are leased and free"):
+        bench.scheduler.check()
+    kv.match(bench.scheduler._kv._hash_of[:1])

@@ -143,3 +143,10 @@ def test_blocks_add_up_over_any_history(prompts):
         kv.release(blocks)
     assert kv.usage == 0
     kv.check()
+
+
+def test_block_is_free_when_nobody_refers_to_it(kv):
+    (block,) = kv.allocate(1)
+    assert not kv.is_free(block)
+    kv.release([block])
+    assert kv.is_free(block)
