@@ -16,13 +16,14 @@ from nodeserve.supervisor.runtime import RuntimeDirectory
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One live incarnation."""
+    """One live incarnation; ``log_start`` is where its part of its name's log begins, in bytes."""
 
     name: str
     generation: Generation
     pid: int
     pidfd: int
     started_s: float
+    log_start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,11 @@ class Children:
         Raises:
             PeerError: It could not; its exit is reported as well.
         """
-        server = ForkServer(
-            modules=modules, environment=environment, log_path=self._runtime.log_path(name)
-        )
+        log_path = self._runtime.log_path(name)
+        log_start = log_path.stat().st_size if log_path.exists() else 0
+        server = ForkServer(modules=modules, environment=environment, log_path=log_path)
         self._forkservers[name] = server
-        self._watch(name, generation, server.process.pid)
+        self._watch(name, generation, server.process.pid, log_start)
         await server.loaded()
 
     async def fork(
@@ -99,10 +100,11 @@ class Children:
             raise PeerError(text)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         log_fd = os.open(self._runtime.log_path(request.name), flags, 0o600)
+        log_start = os.fstat(log_fd).st_size
         self._num_forking += 1  # one that dies at once is not a stranger
         try:
             pid = await server.fork(request, [log_fd, *fds])
-            return self._watch(request.name, generation, pid)
+            return self._watch(request.name, generation, pid, log_start)
         finally:
             self._num_forking -= 1
             os.close(log_fd)
@@ -122,9 +124,9 @@ class Children:
         for server in self._forkservers.values():
             server.close()
 
-    def _watch(self, name: str, generation: Generation, pid: int) -> Child:
+    def _watch(self, name: str, generation: Generation, pid: int, log_start: int) -> Child:
         pidfd = os.pidfd_open(pid)
-        child = Child(name, generation, pid, pidfd, self._loop.time())
+        child = Child(name, generation, pid, pidfd, self._loop.time(), log_start)
         self._children[generation] = child
         self._loop.add_reader(pidfd, self._exited, child)
         return child

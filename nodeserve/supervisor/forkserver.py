@@ -120,8 +120,9 @@ def _become_child(request: ForkRequest, fds: list[int], supervisor_pid: int) -> 
         code = error.exit_code
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-    except BaseException:  # noqa: BLE001  a child must never return into the fork server's loop
+    except BaseException as error:  # noqa: BLE001  never return into the fork server's loop
         traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201  as above
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

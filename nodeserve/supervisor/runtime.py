@@ -12,6 +12,8 @@ from nodeserve.errors import ConfigError
 
 _PRIVATE_MODE: Final = 0o700
 
+_MAX_TAIL_BYTES: Final = 64 << 10
+
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 """vllm-rs writes them into its log too."""
 
@@ -51,10 +53,16 @@ class RuntimeDirectory:
         """Return the log file of the process ``name``."""
         return self.log_dir / f"{name}.log"
 
-    def log_tail(self, name: str, num_lines: int = 8) -> list[str]:
-        """Return the last lines of a process's log that are not empty."""
+    def log_tail(self, name: str, start: int = 0, num_lines: int = 8) -> list[str]:
+        """Return the last lines of a process's log that are not empty.
+
+        ``start`` is the size in bytes that the log had when the incarnation in question began:
+        what stands before it was said by earlier ones.
+        """
         try:
-            text = self.log_path(name).read_text(errors="replace")
+            with self.log_path(name).open("rb") as log:
+                log.seek(max(start, log.seek(0, os.SEEK_END) - _MAX_TAIL_BYTES))
+                text = log.read().decode(errors="replace")
         except OSError:
             return []
         plain = _COLOURS.sub("", text)

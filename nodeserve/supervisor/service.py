@@ -13,7 +13,7 @@ from typing import Final
 from nodeserve.bus.channel import ControlServer
 from nodeserve.clock import Clock
 from nodeserve.config.node import NodeConfig
-from nodeserve.errors import NodeserveError, PeerError
+from nodeserve.errors import ConfigError, InvariantError, NodeserveError, PeerError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import (
     AnnounceReady,
@@ -44,16 +44,13 @@ from nodeserve.supervisor.children import Child, Children, Exit
 from nodeserve.supervisor.gateways import Gateways
 from nodeserve.supervisor.operator_desk import OperatorDesk
 from nodeserve.supervisor.plan import DISPATCHER, slot_plans
-from nodeserve.supervisor.report import cause_of_exit, ready_line
+from nodeserve.supervisor.report import explain, ready_line
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.spawn import Spawner
 from nodeserve.wire import control
 from nodeserve.wire.kinds import ProcessKind
 
 _log = logging.getLogger(__name__)
-
-EXIT_CONFIG: Final = 78  # EX_CONFIG: a new start would end the same way
-EXIT_SOFTWARE: Final = 70
 
 LAST_WORDS_S: Final = 0.5
 """How long a cause may take behind the exit that it explains: one message on a Unix socket."""
@@ -171,8 +168,9 @@ class Supervisor:
             if not isinstance(error, NodeserveError):
                 _log.exception("process_not_started name=%s", slot.name)
             if self._children.get(generation) is None:
-                code = error.exit_code if isinstance(error, NodeserveError) else EXIT_SOFTWARE
-                retryable = code != EXIT_CONFIG
+                meant = type(error) if isinstance(error, NodeserveError) else InvariantError
+                code = meant.exit_code
+                retryable = code != ConfigError.exit_code
                 self._events.put_nowait(ProcessExited(generation, str(error), retryable, code))
             return
         stopping = self._life.of_generation(generation) is not slot or not slot.running
@@ -202,18 +200,17 @@ class Supervisor:
     def _book_exit(self, child: Child, ended: Exit) -> None:
         slot = self._life.of_generation(child.generation)
         failed = self._causes.pop(child.generation, None)
-        reported = None if failed is None else failed.cause
-        cause = cause_of_exit(ended, reported, self._runtime.log_tail(child.name))
-        retryable = ended.exit_code != EXIT_CONFIG if failed is None else failed.retryable
+        why = explain(ended, failed, self._runtime.log_tail(child.name, child.log_start))
         if slot is None or slot.life.phase == "stopping":
             # As it was told to: the end of its log explains nothing.
             killed = ended.signal is signal.SIGKILL
             shown = "killed, as asked" if killed else ended.describe()
             _log.info("process_exited name=%s pid=%d: %s", child.name, child.pid, shown)
         else:
-            _log.warning("process_exited name=%s pid=%d: %s", child.name, child.pid, cause)
+            _log.warning("process_exited name=%s pid=%d: %s", child.name, child.pid, why.cause)
         self._gateways.forget(child.generation)
-        self._events.put_nowait(ProcessExited(child.generation, cause, retryable, ended.exit_code))
+        event = ProcessExited(child.generation, why.cause, why.retryable, why.exit_code)
+        self._events.put_nowait(event)
 
     def _tell_dispatcher(self, message: control.Message) -> None:
         slot = self._life.slots[DISPATCHER]
@@ -225,6 +222,7 @@ class Supervisor:
     def _leave(self, ended: ExitNode) -> int:
         if ended.reason is not None:
             print(f"error: {ended.reason}", file=sys.stderr)  # noqa: T201  for people
+            print(f"logs: {self._runtime.log_dir}", file=sys.stderr)  # noqa: T201
         else:
             _log.info("node_stopped")
         return ended.exit_code

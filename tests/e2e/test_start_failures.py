@@ -32,12 +32,17 @@ def start(folder, *words):
 
 
 def cause(text):
-    """Return the sentence behind ``error:`` and the lines of the log that follow it."""
+    """Return the sentence behind ``error:`` and the lines of the log that follow it.
+
+    What comes last is where the logs are.
+    """
     lines = text.splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("error: "))
-    sentence, *log = lines[at:]
+    sentence, *log, where = lines[at:]
     assert log
     assert all(line.startswith("    | ") for line in log)
+    assert where.startswith("logs: ")
+    assert any(Path(where.removeprefix("logs: ")).iterdir())
     return sentence, log
 
 
@@ -165,11 +170,34 @@ def test_a_gateway_without_a_tokenizer_is_reported_with_the_end_of_its_log(broke
     for path in broken.glob("tokenizer*"):
         path.unlink()
     code, said = start(tmp_path, broken, *SIMULATED)
-    assert code == UNAVAILABLE
+    assert code == CONFIG
     sentence, log = cause(said)
-    assert sentence == "error: gateway gateway-api failed to start: exited with code 1"
+    begin = "error: gateway gateway-api failed to start: failed to create chat/text backends: "
+    assert sentence.startswith(begin)
+    assert "does not contain a supported tokenizer file" in sentence
     assert "does not contain a supported tokenizer file" in log[-1]
     assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    ("gateway", "words", "what"),
+    [
+        ("python", ["--max-model-len", "4096"], "max_model_len (4096) is greater than"),
+        ("python", ["--chat-template", "/no/such.jinja"], "/no/such.jinja"),
+        ("python", ["--reasoning-parser", "nobody"], "Reasoning parser 'nobody' not found"),
+        ("rust", ["--tool-call-parser", "nobody"], "tool parser `nobody` is not registered"),
+    ],
+)
+def test_a_setting_that_a_gateway_refuses_is_one_to_change(
+    tiny_model, tmp_path, gateway, words, what
+):
+    code, said = start(
+        tmp_path, tiny_model, "--simulate", "2xh100-sxm", "--gateway", gateway, "--", *words
+    )
+    sentence, _ = cause(said)
+    assert sentence.startswith("error: gateway gateway-api failed to start: ")
+    assert what in sentence
+    assert code == CONFIG
 
 
 def cut_weights(model):

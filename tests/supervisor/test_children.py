@@ -32,6 +32,18 @@ def test_a_child_that_dies_at_once_is_still_seen(run_with_nursery):
     run_with_nursery(body)
 
 
+def test_each_incarnation_knows_where_its_log_begins(run_with_nursery):
+    async def body(nursery):
+        for _ in range(2):
+            child = await nursery.fork("crash")
+            await nursery.ending()
+            tail = nursery.runtime.log_tail("child", child.log_start, num_lines=100)
+            assert tail.count("error: RuntimeError: boom") == 1
+        assert child.log_start > 0
+
+    run_with_nursery(body)
+
+
 def test_the_helpers_of_a_dead_child_are_killed_with_it(run_with_nursery):
     async def body(nursery):
         reader, writer = os.pipe()

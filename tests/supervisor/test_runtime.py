@@ -49,6 +49,18 @@ def test_after_a_failure_the_logs_stay_and_the_sockets_go(tmp_path):
     assert [path.name for path in runtime.path.rglob("*") if path.is_file()] == ["decode-0.log"]
 
 
+def test_a_tail_holds_nothing_of_earlier_incarnations(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    log = runtime.log_path("decode-0")
+    log.write_text("of the first\n")
+    start = log.stat().st_size
+    with log.open("a") as more:
+        more.write("of the second\n\nits last\n")
+    assert runtime.log_tail("decode-0", start) == ["of the second", "its last"]
+    assert runtime.log_tail("decode-0", start, num_lines=1) == ["its last"]
+    runtime.close(keep_logs=False)
+
+
 def test_a_new_daemon_starts_with_empty_logs(tmp_path):
     runtime = RuntimeDirectory(tmp_path / "d")
     runtime.log_path("decode-0").write_text("old\n")

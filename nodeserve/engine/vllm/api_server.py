@@ -4,22 +4,35 @@ import os
 import signal
 import socket
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import uvloop
 from vllm import envs
 from vllm.entrypoints.launchers.api_server.entry import run_server_worker
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import validate_api_server_args
+from vllm.exceptions import VLLMValidationError
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import set_ulimit
 from vllm.v1.engine import core_client
 
+from nodeserve.engine.vllm.args import reason_of
 from nodeserve.errors import ConfigError
 from nodeserve.wire.spawn import PythonGatewaySpec
 
 MIN_PLUGIN_PATH = 4  # vLLM's own test: a shorter one stands for none
+
+
+REFUSALS: Final = (
+    *(FileNotFoundError, IsADirectoryError, PermissionError),
+    *(KeyError, NotImplementedError, TypeError, ValueError, VLLMValidationError),
+)
+"""What vLLM raises for a setting that it cannot use. Once it serves, the errors of a request
+end with that request and do not get here."""
 
 
 class _Terminated(BaseException):
@@ -42,15 +55,20 @@ def parse(spec: PythonGatewaySpec) -> Namespace:
     words = ["--model", spec.engine.model, *spec.args, "--enforce-eager"]
     args = make_arg_parser(_Parser()).parse_args(words)
     args.api_key = [key for key in os.environ.get("VLLM_API_KEY", "").split("\n") if key] or None
-    try:
+    with _refused(spec):
         _load_plugins(args)
         validate_parsed_serve_args(args)
         validate_api_server_args(args)
-    except (KeyError, TypeError, ValueError) as error:
-        # A KeyError shows its text in quotes.
-        cause = error.args[0] if isinstance(error, KeyError) else error
-        raise ConfigError(f"listener {spec.name}: {cause}; change its arguments") from error
     return args
+
+
+@contextmanager
+def _refused(spec: PythonGatewaySpec) -> Iterator[None]:
+    try:
+        yield
+    except REFUSALS as error:
+        cause = f"listener {spec.name}: vLLM refuses a setting: {reason_of(error)}"
+        raise ConfigError(f"{cause}; change its arguments or the engine's") from error
 
 
 def serve(spec: PythonGatewaySpec, sock: socket.socket) -> None:
@@ -74,7 +92,8 @@ def serve(spec: PythonGatewaySpec, sock: socket.socket) -> None:
         "client_index": 0,
     }
     try:
-        uvloop.run(run_server_worker(spec.listen_address, sock, args, client_config=client))
+        with _refused(spec):
+            uvloop.run(run_server_worker(spec.listen_address, sock, args, client_config=client))
     except _Terminated:
         return
 

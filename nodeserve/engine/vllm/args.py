@@ -76,17 +76,22 @@ def vllm_config(
         arguments["kv_events_config"] = _kv_events(spec, arguments)
         config = AsyncEngineArgs(**arguments).create_engine_config()
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
-        text = f"worker {spec.name}: vLLM refuses its engine arguments: {_reason(error)}"
+        text = f"worker {spec.name}: vLLM refuses its engine arguments: {reason_of(error)}"
         raise ConfigError(f"{text}; change engine.args") from error
     _require_generation(config)
     return config
 
 
-def _reason(error: Exception) -> str:
-    """Return why, on one line; pydantic says first how many errors there are and of what class."""
+def reason_of(error: Exception) -> str:
+    """Return why vLLM refuses a setting, on one line.
+
+    Pydantic says first how many errors there are and of what class; a KeyError shows its text in
+    quotes.
+    """
     if isinstance(error, ValidationError):
         return " ".join("; ".join(found["msg"] for found in error.errors()).split())
-    return str(error)
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(said).split())
 
 
 def transfer_config(spec: WorkerSpec, platform: Platform) -> KVTransferConfig | None:

@@ -15,7 +15,7 @@ REFUSED = {
     "a value of a wrong type": (("--seed", "many"), "--seed"),
     "a tool parser nobody has": (
         ("--enable-auto-tool-choice", "--tool-call-parser", "nobody"),
-        "listener api: invalid tool call parser: nobody",
+        "invalid tool call parser: nobody",
     ),
     "tools without a parser": (("--enable-auto-tool-choice",), "listener api: "),
 }
