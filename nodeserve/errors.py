@@ -13,6 +13,12 @@ class ConfigError(NodeserveError):
     exit_code = 78
 
 
+class RequestError(NodeserveError):
+    """A node runs, and cannot do what it was asked: ask for another thing. Code 65 (EX_DATAERR)."""
+
+    exit_code = 65
+
+
 class CapacityError(NodeserveError):
     """There is no room at present: try later or ask for less. Exit code 75 (EX_TEMPFAIL)."""
 

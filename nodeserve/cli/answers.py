@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ from nodeserve import connect
 from nodeserve.cli.connection import Node, nobody_answers
 from nodeserve.cli.footer import describe, find_trace
 from nodeserve.config.listeners import read_api_keys
-from nodeserve.errors import PeerError
+from nodeserve.errors import CapacityError, NodeserveError, PeerError, RequestError
 
 
 def client_of(node: Node, api_key_file: str | None) -> openai.OpenAI:
@@ -25,7 +26,9 @@ def errors_of(node: Node) -> Iterator[None]:
     """Turn the client's errors into ours.
 
     Raises:
-        PeerError: Nobody answers, the answer broke off, or it is an error.
+        PeerError: Nobody answers, the answer broke off, or the node failed.
+        RequestError: The node refuses the request.
+        CapacityError: It has no room for it at present.
     """
     try:
         yield
@@ -34,11 +37,18 @@ def errors_of(node: Node) -> Iterator[None]:
             raise PeerError(f"nodeserve at {node.socket}: the answer broke off: {error}") from error
         raise nobody_answers(node) from error
     except openai.APIStatusError as error:
-        raise PeerError(
+        kind = _kind_of_status(error.status_code)
+        raise kind(
             f"nodeserve at {node.socket} answered {error.status_code}: {_cause(error)}"
         ) from error
     except openai.APIError as error:
         raise PeerError(f"nodeserve at {node.socket}: {error.message}") from error
+
+
+def _kind_of_status(code: int) -> type[NodeserveError]:
+    if code in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        return CapacityError
+    return PeerError if code >= HTTPStatus.INTERNAL_SERVER_ERROR else RequestError
 
 
 def _cause(error: openai.APIStatusError) -> str:

@@ -3,7 +3,7 @@
 import os
 import secrets
 import socket as sockets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -13,12 +13,24 @@ import msgspec
 from nodeserve.bus.channel import BlockingControlClient
 from nodeserve.bus.endpoints import ipc_address
 from nodeserve.config import paths
-from nodeserve.errors import PeerError
+from nodeserve.errors import (
+    CapacityError,
+    ConfigError,
+    InvariantError,
+    NodeserveError,
+    PeerError,
+    RequestError,
+)
 from nodeserve.wire import control
 
 STATUS_DEADLINE_S: Final = 5.0
 _CONNECT_DEADLINE_S: Final = 2.0
 _IDENTITY_BYTES: Final = 8
+
+_KINDS: Final[Mapping[int, type[NodeserveError]]] = {
+    kind.exit_code: kind
+    for kind in (CapacityError, ConfigError, InvariantError, PeerError, RequestError)
+}
 
 F = TypeVar("F", bound=Callable[..., object])
 R = TypeVar("R", bound=msgspec.Struct)
@@ -63,7 +75,8 @@ def ask(
 
     Raises:
         PeerError: No daemon is there, it does not answer within ``within_s``, or it answers
-            with an error or something else than ``answer``.
+            with something else than ``answer``.
+        NodeserveError: It answers with an error, of this kind.
     """
     path = paths.control_socket(node.runtime_dir)
     _check_alive(path, node)
@@ -74,7 +87,7 @@ def ask(
     finally:
         client.close()
     if isinstance(reply, control.CommandReply) and reply.error is not None:
-        raise PeerError(reply.error)
+        raise _KINDS.get(reply.exit_code, PeerError)(reply.error)
     if not isinstance(reply, answer):
         kind = type(reply).__name__
         raise PeerError(

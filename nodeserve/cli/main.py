@@ -1,12 +1,15 @@
 """The command ``nodeserve``: finds a subcommand and imports only that one."""
 
+import errno
 import importlib
+import traceback
 from typing import Final
 
 import click
 from click.shell_completion import CompletionItem
 
-from nodeserve.errors import NodeserveError
+from nodeserve.cli.exit_codes import INTERRUPTED, to_help
+from nodeserve.errors import InvariantError, NodeserveError
 
 COMMANDS: Final = {
     "serve": "Serve a model until stopped.",
@@ -20,17 +23,6 @@ COMMANDS: Final = {
     "completion": "Print the shell completion script.",
 }
 """Each is ``nodeserve.cli.<name>:command``; the text stands in ``nodeserve --help``."""
-
-EXIT_CODES: Final = """\b
-Exit codes:
-  0   done; a node that was stopped has drained
-  1   a check failed, or requests were cut off when the node stopped
-  2   wrong usage
-  69  a process of the node or the daemon itself died or does not answer
-  70  a bug in nodeserve: please report it
-  75  there is no room at present: try later
-  78  a setting can never work: change it
-"""
 
 
 class LazyGroup(click.Group):
@@ -70,6 +62,17 @@ class LazyGroup(click.Group):
             for line in str(error).splitlines():
                 click.echo(f"nodeserve: {line}", err=True)
             ctx.exit(error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo(err=True)
+            ctx.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # whoever read our output has seen enough
+            traceback.print_exc()
+            click.echo("nodeserve: this is a bug in nodeserve: please report it", err=True)
+            ctx.exit(InvariantError.exit_code)
 
 
 def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
@@ -86,7 +89,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=EXIT_CODES,
+    epilog=to_help(),
 )
 @click.option(
     "--version",

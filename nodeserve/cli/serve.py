@@ -9,7 +9,7 @@ from typing import Final
 import click
 import msgspec
 
-from nodeserve.cli.main import EXIT_CODES
+from nodeserve.cli.exit_codes import to_help
 from nodeserve.config import paths, release
 from nodeserve.config.facts import Topology
 from nodeserve.config.layout import Wish
@@ -45,7 +45,7 @@ class ServeCommand(click.Command):
         return [*super().collect_usage_pieces(ctx), "[-- VLLM ARGS]"]
 
 
-@click.command("serve", cls=ServeCommand, epilog=EXIT_CODES)
+@click.command("serve", cls=ServeCommand, epilog=to_help())
 @click.argument("model", required=False, type=click.Path())
 @click.option("--config", type=click.Path(), metavar="FILE", help="A TOML file; flags win over it.")
 @click.option("--prefill", type=int, metavar="N", help="Workers that compute prompts.")

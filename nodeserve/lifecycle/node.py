@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Iterable, Mapping
 
-from nodeserve.errors import ConfigError
+from nodeserve.errors import RequestError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle import process
 from nodeserve.lifecycle.messages import (
@@ -104,7 +104,7 @@ class NodeLife:
         Events of fenced generations are normal races and change nothing.
 
         Raises:
-            ConfigError: An operator named a worker that does not exist or can't do this now.
+            RequestError: An operator named a worker that does not exist or can't do this now.
             CapacityError: The generations are used up; restart the daemon.
         """
         match event:
@@ -236,7 +236,7 @@ class NodeLife:
             case DrainAsked():
                 if slot.life.phase is not Phase.READY:
                     text = f"worker {slot.name} is {slot.state()}; wait until it is ready"
-                    raise ConfigError(text)
+                    raise RequestError(text)
                 return self._drain(slot, AfterStop.STAY_DOWN, now_s)
             case RestartAsked():
                 return self._restart(event, slot, now_s)

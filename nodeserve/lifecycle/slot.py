@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Final
 
-from nodeserve.errors import ConfigError
+from nodeserve.errors import RequestError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.process import Phase, ProcessLife
 from nodeserve.wire.control import WorkerReady
@@ -78,19 +78,19 @@ class Slot:
         """Refuse a role for which the engine lacks the handoff, or may lack it.
 
         Raises:
-            ConfigError: With what to do instead.
+            RequestError: With what to do instead.
         """
         if role is Role.AGGREGATED:
             return
         if self.ready is None:
             text = f"worker {self.name} is {self.state()}; wait until it is ready, or restart it"
-            raise ConfigError(text)
+            raise RequestError(text)
         if HANDOFF not in self.ready.features:
             text = (
                 f"worker {self.name} cannot {role}: its engine has no way to hand KV over in this "
                 "release; leave it aggregated"
             )
-            raise ConfigError(text)
+            raise RequestError(text)
 
     def end(self, detail: str | None) -> None:
         """Take note that the incarnation is gone; ``detail`` is for people."""

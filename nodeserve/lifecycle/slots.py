@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from nodeserve.errors import CapacityError, ConfigError, InvariantError
+from nodeserve.errors import CapacityError, InvariantError, RequestError
 from nodeserve.ids import MAX_GENERATION, Generation
 from nodeserve.lifecycle import process
 from nodeserve.lifecycle.messages import (
@@ -81,13 +81,13 @@ class Slots:
         """Return a worker's slot by name.
 
         Raises:
-            ConfigError: There is no such worker; with those there are.
+            RequestError: There is no such worker; with those there are.
         """
         slot = self.by_name.get(name)
         if slot is None or slot.kind is not ProcessKind.WORKER:
             names = ", ".join(s.name for s in self.of_kind(ProcessKind.WORKER))
             text = f"worker {name} does not exist; this node has {names}"
-            raise ConfigError(text)
+            raise RequestError(text)
         return slot
 
     def dispatcher_ready(self) -> bool:

@@ -112,7 +112,7 @@ class OperatorDesk:
         try:
             self._apply(event)
         except NodeserveError as error:
-            reply(control.CommandReply(error=str(error)))
+            reply(control.CommandReply(error=str(error), exit_code=error.exit_code))
             return False
         return True
 

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from nodeserve.errors import PeerError
 from nodeserve.wire.kinds import Role
 from nodeserve.wire.status import HandoffStats, ProcessStatus, Quantiles, RequestTrace, WorkerLoad
 
@@ -246,10 +247,14 @@ class RoleRequest(_Message, frozen=True, kw_only=True):
 
 
 class CommandReply(_Message, frozen=True, kw_only=True):
-    """The outcome of a command: ``error`` is None when it is done."""
+    """The outcome of a command: ``error`` is None when it is done.
+
+    ``exit_code`` goes with an error and is that of its kind in errors.py.
+    """
 
     detail: str = ""
     error: str | None = None
+    exit_code: int = PeerError.exit_code
 
 
 Message = (

@@ -4,7 +4,7 @@ import pytest
 
 from nodeserve.cli.answers import client_of, errors_of
 from nodeserve.cli.connection import find_node
-from nodeserve.errors import ConfigError, PeerError
+from nodeserve.errors import CapacityError, ConfigError, PeerError, RequestError
 
 REQUEST = httpx2.Request("GET", "http://nodeserve/v1/models")
 
@@ -31,6 +31,25 @@ def test_a_connection_that_broke_says_so(node):
 
 def test_an_error_in_the_stream_is_shown(node):
     assert "engine died" in raised(node, openai.APIError("engine died", REQUEST, body=None))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, RequestError),
+        (401, RequestError),
+        (404, RequestError),
+        (429, CapacityError),
+        (500, PeerError),
+        (503, CapacityError),
+    ],
+)
+def test_what_the_node_answers_says_who_must_act(node, status, kind):
+    response = httpx2.Response(status, request=REQUEST)
+    error = openai.APIStatusError("no", response=response, body={"message": "not that"})
+    with pytest.raises(kind, match=f"answered {status}: not that") as caught, errors_of(node):
+        raise error
+    assert type(caught.value) is kind
 
 
 def test_the_key_is_the_first_of_its_file(node, tmp_path):

@@ -85,7 +85,7 @@ def test_the_end_of_input_ends_the_talk(asked, daemon, run):
 
 def test_an_error_of_the_node_is_one_line(asked, daemon, run):
     result = run("chat", "bad", "--socket", daemon.socket)
-    assert result.exit_code == 69
+    assert result.exit_code == 65
     assert result.stderr.endswith("answered 400: not that\n")
     assert len(result.stderr.splitlines()) == 1
 

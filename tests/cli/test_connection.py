@@ -6,7 +6,7 @@ import pytest
 
 from nodeserve.cli.connection import ask, find_node
 from nodeserve.config.paths import default_socket
-from nodeserve.errors import PeerError
+from nodeserve.errors import CapacityError, InvariantError, PeerError, RequestError
 from nodeserve.wire import control
 
 
@@ -32,6 +32,13 @@ def test_an_answer_is_returned(daemon):
 def test_an_error_is_raised_as_the_daemon_says_it(daemon):
     daemon.answers = [control.CommandReply(error="decode-9: no such worker")]
     with pytest.raises(PeerError, match=r"^decode-9: no such worker$"):
+        ask(find_node(str(daemon.socket), None), control.StatusRequest(), control.StatusReply)
+
+
+@pytest.mark.parametrize("kind", [RequestError, CapacityError, InvariantError])
+def test_an_error_is_of_the_kind_that_the_daemon_says(daemon, kind):
+    daemon.answers = [control.CommandReply(error="no", exit_code=kind.exit_code)]
+    with pytest.raises(kind, match=r"^no$"):
         ask(find_node(str(daemon.socket), None), control.StatusRequest(), control.StatusReply)
 
 

@@ -21,7 +21,7 @@ def test_what_drains_is_named_once(run, words):
 
 
 def test_an_unknown_worker_is_the_daemons_answer(daemon, run):
-    daemon.answers = [CommandReply(error="no worker decode-9; there are decode-0")]
+    daemon.answers = [CommandReply(error="no worker decode-9; there are decode-0", exit_code=65)]
     result = run("drain", "decode-9", "--socket", daemon.socket)
-    assert result.exit_code == 69
+    assert result.exit_code == 65
     assert result.stderr == "nodeserve: no worker decode-9; there are decode-0\n"

@@ -6,7 +6,7 @@ import click
 import pytest
 
 from nodeserve.cli.main import COMMANDS, LazyGroup
-from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError
+from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError, RequestError
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_help_names_every_command(run):
     shown = run("--help").output
     assert all(f"  {name} " in shown for name in COMMANDS)
-    assert "78  a setting can never work" in shown
+    assert "  78   a setting can never work" in shown
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -24,7 +24,9 @@ def test_every_command_has_a_help_that_starts_as_announced(run, name):
     assert result.output.startswith(f"Usage: cli {name}")
 
 
-@pytest.mark.parametrize("error", [ConfigError, CapacityError, PeerError, InvariantError])
+@pytest.mark.parametrize(
+    "error", [ConfigError, CapacityError, PeerError, InvariantError, RequestError]
+)
 def test_a_deliberate_error_is_a_message_and_an_exit_code(error, monkeypatch, run):
     @click.command("failing")
     def failing() -> None:
@@ -34,6 +36,28 @@ def test_a_deliberate_error_is_a_message_and_an_exit_code(error, monkeypatch, ru
     result = run("status")
     assert result.exit_code == error.exit_code
     assert result.stderr == "nodeserve: who: what; what to do\nnodeserve: second problem\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (click.Abort(), 130, ""),
+        (ZeroDivisionError("by 0"), 70, "this is a bug in nodeserve: please report it"),
+        (click.UsageError("name one"), 2, "name one"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_other_end_has_its_exit_code_too(error, code, said, monkeypatch, run):
+    @click.command("failing")
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr(LazyGroup, "get_command", lambda *_: failing)
+    result = run("status")
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert ("Traceback" in result.stderr) is (code == 70)
 
 
 def test_an_unknown_command_is_wrong_usage(run):

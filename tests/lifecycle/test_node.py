@@ -1,6 +1,6 @@
 import pytest
 
-from nodeserve.errors import ConfigError
+from nodeserve.errors import RequestError
 from nodeserve.lifecycle.messages import (
     AnnounceReady,
     ConnectGateway,
@@ -364,7 +364,7 @@ def test_a_role_change_re_initialises_nothing_and_survives_a_restart(node):
 def test_a_role_that_the_engine_cannot_take_is_refused_and_changes_nothing(node):
     node.up()
     node.engine_ready("decode-0", features=())
-    with pytest.raises(ConfigError, match="worker decode-0 cannot prefill"):
+    with pytest.raises(RequestError, match="worker decode-0 cannot prefill"):
         node.tell(RoleAsked("decode-0", Role.PREFILL))
     assert node.life.slots["decode-0"].role is Role.DECODE
     assert len(told(node.tell(RoleAsked("decode-0", Role.AGGREGATED)))) == 1
@@ -372,12 +372,12 @@ def test_a_role_that_the_engine_cannot_take_is_refused_and_changes_nothing(node)
 
 def test_a_worker_that_does_not_exist_is_refused_with_the_names_that_do(node):
     node.up()
-    with pytest.raises(ConfigError, match=r"decode-9 .* prefill-0, decode-0"):
+    with pytest.raises(RequestError, match=r"decode-9 .* prefill-0, decode-0"):
         node.tell(DrainAsked("decode-9"))
 
 
 def test_draining_a_worker_that_is_not_ready_is_refused(node):
     node.up()
     node.exits("decode-0")
-    with pytest.raises(ConfigError, match="decode-0 is backoff"):
+    with pytest.raises(RequestError, match="decode-0 is backoff"):
         node.tell(DrainAsked("decode-0"))

@@ -1,6 +1,6 @@
 import pytest
 
-from nodeserve.errors import ConfigError
+from nodeserve.errors import RequestError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.process import BecameReady, StartRequested
 from nodeserve.lifecycle.slot import AfterStop, Slot, SlotPlan
@@ -46,10 +46,10 @@ def engine(*features):
 @pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
 def test_only_an_engine_that_hands_over_may_prefill_or_decode_alone(role):
     slot = Slot(SlotPlan("w-0", ProcessKind.WORKER))
-    with pytest.raises(ConfigError, match="worker w-0 is down; wait until it is ready"):
+    with pytest.raises(RequestError, match="worker w-0 is down; wait until it is ready"):
         slot.require_role(role)
     slot.ready = engine()
-    with pytest.raises(ConfigError, match=f"worker w-0 cannot {role}.*leave it aggregated"):
+    with pytest.raises(RequestError, match=f"worker w-0 cannot {role}.*leave it aggregated"):
         slot.require_role(role)
     slot.ready = engine("handoff")
     slot.require_role(role)

@@ -2,7 +2,7 @@ import asyncio
 import os
 
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
-from nodeserve.errors import ConfigError
+from nodeserve.errors import RequestError
 from nodeserve.lifecycle.messages import NodeStarted, ProcessReady
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Exited, Phase, StopRequested
@@ -91,9 +91,11 @@ def test_status_comes_without_a_dispatcher_too(monkeypatch):
 
 def test_a_refused_command_is_answered_with_the_reason():
     async def body(office):
-        office.refuse = ConfigError("worker decode-9 does not exist; this node has decode-0")
+        office.refuse = RequestError("worker decode-9 does not exist; this node has decode-0")
         office.ask(control.DrainRequest(worker="decode-9"))
-        assert "decode-9 does not exist" in (await office.reply()).error
+        reply = await office.reply()
+        assert "decode-9 does not exist" in reply.error
+        assert reply.exit_code == RequestError.exit_code
 
     in_office(body)
 
