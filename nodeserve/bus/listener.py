@@ -21,6 +21,9 @@ BACKLOG: Final = 4096
 
 _PROBE_S: Final = 1.0
 
+_SO_NETNS_COOKIE: Final = 71
+"""Source: asm-generic/socket.h."""
+
 
 class UnixListener:
     """A listening Unix socket, its path and the lock on it.
@@ -129,6 +132,43 @@ class TcpListener:
     def close(self) -> None:
         """Stop listening. May be called twice."""
         self.socket.close()
+
+
+class AdoptedListener:
+    """A socket that the service manager listens on; it was there before this daemon and stays.
+
+    Attributes:
+        socket: Listens; close it by ``close``, which leaves the manager's own.
+    """
+
+    def __init__(self, listening: socket.socket) -> None:
+        self.socket = listening
+
+    @property
+    def reachable(self) -> bool:
+        """Whether this process could connect to it: not to TCP in another network namespace.
+
+        A service with ``PrivateNetwork=yes`` keeps serving a socket that was opened outside.
+        """
+        if self.socket.family is socket.AF_UNIX:
+            return True
+        with socket.socket(self.socket.family) as own:
+            return _network_of(own) == _network_of(self.socket)
+
+    def stop_accepting(self) -> None:
+        """Do nothing: who connects from now on waits for the next daemon."""
+
+    def close(self) -> None:
+        """Give up our part of it. May be called twice."""
+        self.socket.close()
+
+
+def _network_of(any_socket: socket.socket) -> bytes:
+    """Return what tells network namespaces apart; empty on kernels before 5.14."""
+    try:
+        return any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError:
+        return b""
 
 
 def _lock_path(path: Path) -> Path:

@@ -7,12 +7,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from nodeserve.bus.listener import TcpListener, UnixListener
+from nodeserve.bus.listener import AdoptedListener, TcpListener, UnixListener
 from nodeserve.config.node import Listener, NodeConfig
 from nodeserve.gateway.launch import internal_sockets
 from nodeserve.gateway.probe import ProbeResult, probe_tcp, probe_unix
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import Event, ProcessReady, ProcessSick
+from nodeserve.supervisor.activation import Activated
 from nodeserve.supervisor.plan import gateway_names
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.wire.control import AttachGateway
@@ -23,6 +24,8 @@ PROBE_DEADLINE_S: Final = 5.0
 SICK_AFTER_PROBES: Final = 3
 INTERNAL_BACKLOG: Final = 1024
 
+AnyListener = UnixListener | TcpListener | AdoptedListener
+
 
 class Gateways:
     """Holds each listener's socket for the node's whole life and probes what answers on it.
@@ -31,8 +34,10 @@ class Gateways:
     alone on its listener is ever called sick.
     """
 
-    def __init__(self, config: NodeConfig, report: Callable[[Event], None]) -> None:
-        """Bind every listener.
+    def __init__(
+        self, config: NodeConfig, report: Callable[[Event], None], activated: Activated
+    ) -> None:
+        """Bind every listener but those that the service manager has opened.
 
         Raises:
             ConfigError: A listener's address can't be used.
@@ -43,11 +48,11 @@ class Gateways:
         self._by_name = {
             name: listener for listener in config.listeners for name in gateway_names(listener)
         }
-        self._sockets: dict[str, UnixListener | TcpListener] = {}
+        self._sockets: dict[str, AnyListener] = {}
         self._probing: dict[Generation, asyncio.Task[None]] = {}
         with ExitStack() as bound:
             for listener in config.listeners:
-                self._sockets[listener.name] = self._bind(listener)
+                self._sockets[listener.name] = self._open(listener, activated.get(listener.name))
                 bound.callback(self._sockets[listener.name].close)
             bound.pop_all()
 
@@ -87,7 +92,14 @@ class Gateways:
     def begin_probing(self, name: str, generation: Generation) -> None:
         """Report ProcessReady at the first good answer and ProcessSick when they end."""
         listener = self._by_name[name]
+        if not self._can_ask(listener):
+            return
         self._probing[generation] = asyncio.create_task(self._probe(listener, generation))
+
+    def said_to_serve(self, name: str, generation: Generation) -> None:
+        """Take the dispatcher's word for a gateway that cannot be asked from here."""
+        if not self._can_ask(self._by_name[name]):
+            self._report(ProcessReady(generation))
 
     def forget(self, generation: Generation) -> None:
         """Stop probing an incarnation that is gone, and remove its internal sockets."""
@@ -99,11 +111,10 @@ class Gateways:
         inside.output_path.unlink(missing_ok=True)
 
     def stop_accepting(self) -> None:
-        """Unlink the Unix sockets: who connects from now on is refused, not cut off later."""
+        """Refuse who connects from now on where that can be; nobody is cut off later."""
         self._stop_probing()
-        for bound in self._sockets.values():
-            if isinstance(bound, UnixListener):
-                bound.path.unlink(missing_ok=True)
+        for held in self._sockets.values():
+            held.stop_accepting()
 
     def close(self) -> None:
         """Close and remove the sockets."""
@@ -111,13 +122,19 @@ class Gateways:
         for bound in self._sockets.values():
             bound.close()
 
+    def _can_ask(self, listener: Listener) -> bool:
+        held = self._sockets[listener.name]
+        return held.reachable if isinstance(held, AdoptedListener) else True
+
     def _stop_probing(self) -> None:
         for task in self._probing.values():
             task.cancel()
         self._probing.clear()
 
     @staticmethod
-    def _bind(listener: Listener) -> UnixListener | TcpListener:
+    def _open(listener: Listener, activated: socket.socket | None) -> AnyListener:
+        if activated is not None:
+            return AdoptedListener(activated)
         if listener.socket is not None:
             return UnixListener(Path(listener.socket), mode=listener.mode, group=listener.group)
         return TcpListener(listener.host or "127.0.0.1", listener.port or 0)

@@ -1,11 +1,15 @@
 """Run a node in this process, from its configuration to its exit code."""
 
 import asyncio
+import faulthandler
 import logging
+import os
 
 from nodeserve.clock import MonotonicClock
 from nodeserve.config.node import NodeConfig
+from nodeserve.supervisor.activation import Activated, match_listeners, take_sockets
 from nodeserve.supervisor.kernel import become_subreaper, name_process
+from nodeserve.supervisor.notify import notifier_of_this_process
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.service import Supervisor, make_runtime
 
@@ -16,9 +20,12 @@ def run(config: NodeConfig) -> int:
     """Serve until stopped; return 0 after a drain, else the failure's exit code.
 
     Raises:
-        ConfigError: The runtime directory or a listener can't be used.
+        ConfigError: The runtime directory, a listener or a socket of the service manager can't be
+            used.
         PeerError: A live process holds one of the sockets.
     """
+    faulthandler.enable()  # a watchdog aborts who hangs: the log then shows where
+    activated = match_listeners(take_sockets(os.environ, os.getpid()), config.listeners)
     become_subreaper()
     name_process("nodeserve")
     for warning in config.warnings:
@@ -27,11 +34,15 @@ def run(config: NodeConfig) -> int:
     code = 1
     try:
         # Not uvloop: it keeps SIGCHLD to itself, and nothing here is on a request's path.
-        code = asyncio.run(_serve(config, runtime))
+        code = asyncio.run(_serve(config, runtime, activated))
     finally:
         runtime.close(keep_logs=code != 0)
     return code
 
 
-async def _serve(config: NodeConfig, runtime: RuntimeDirectory) -> int:
-    return await Supervisor(config, runtime, MonotonicClock()).run()
+async def _serve(config: NodeConfig, runtime: RuntimeDirectory, activated: Activated) -> int:
+    notifier = notifier_of_this_process()
+    supervisor = Supervisor(
+        config, runtime, MonotonicClock(), notifier=notifier, activated=activated
+    )
+    return await supervisor.run()

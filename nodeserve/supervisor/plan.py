@@ -11,6 +11,7 @@ from nodeserve.gateway.launch import GatewayLaunch
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.slot import SlotPlan
 from nodeserve.supervisor.exec_child import FIRST_FD
+from nodeserve.supervisor.notify import PRIVATE_VARIABLES
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.wire.kinds import ProcessKind
 from nodeserve.wire.spawn import DispatcherSpec, EngineSpec, WorkerSpec
@@ -144,8 +145,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
     What systemd tells the daemon is not meant for its children.
     """
-    private = {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC"}
-    kept = {name: value for name, value in environ.items() if name not in private}
+    kept = {name: value for name, value in environ.items() if name not in PRIVATE_VARIABLES}
     kept.setdefault("PATH", os.defpath)
     return kept
 

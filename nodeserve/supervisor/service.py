@@ -40,17 +40,29 @@ from nodeserve.lifecycle.messages import (
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.shutdown import Patience
 from nodeserve.lifecycle.slot import Slot
+from nodeserve.supervisor.activation import Activated
 from nodeserve.supervisor.children import Child, Children, Exit
 from nodeserve.supervisor.gateways import Gateways
+from nodeserve.supervisor.notify import Notifier
 from nodeserve.supervisor.operator_desk import OperatorDesk
 from nodeserve.supervisor.plan import DISPATCHER, slot_plans
 from nodeserve.supervisor.report import explain, ready_line
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.spawn import Spawner
+from nodeserve.supervisor.standing import Standing
 from nodeserve.wire import control
 from nodeserve.wire.kinds import ProcessKind
 
 _log = logging.getLogger(__name__)
+
+FromDispatcher = (
+    control.GatewayServing
+    | control.WorkerServing
+    | control.WorkerDrained
+    | control.WorkerGivenUp
+    | control.GatewayGivenUp
+    | control.NodeDrained
+)
 
 LAST_WORDS_S: Final = 0.5
 """How long a cause may take behind the exit that it explains: one message on a Unix socket."""
@@ -59,8 +71,16 @@ LAST_WORDS_S: Final = 0.5
 class Supervisor:
     """One node from its start to its end."""
 
-    def __init__(self, config: NodeConfig, runtime: RuntimeDirectory, clock: Clock) -> None:
-        """Bind the control socket and the listeners; start nothing yet.
+    def __init__(
+        self,
+        config: NodeConfig,
+        runtime: RuntimeDirectory,
+        clock: Clock,
+        *,
+        notifier: Notifier,
+        activated: Activated,
+    ) -> None:
+        """Bind the control socket and the listeners that are not open yet; start nothing.
 
         Raises:
             ConfigError: A listener can't be bound.
@@ -77,7 +97,8 @@ class Supervisor:
         self._last_words: dict[int, asyncio.Event] = {}
         self._server = ControlServer(runtime.address("control"))
         self._children = Children(runtime, self._on_exit)
-        self._gateways = Gateways(config, self._events.put_nowait)
+        self._standing = Standing(notifier)
+        self._gateways = Gateways(config, self._events.put_nowait, activated)
         self._spawner = Spawner(config, runtime, self._children, self._gateways)
         self._desk = OperatorDesk(
             config, self._life, self._children, apply=self._apply_wish, tell=self._tell_dispatcher
@@ -97,6 +118,8 @@ class Supervisor:
                 ended = self._apply(event)
                 if ended is not None:
                     return self._leave(ended)
+                now_s, listens = self._clock.now_s(), not listening.done()
+                self._standing.turned(self._life, now_s=now_s, listening=listens)
         finally:
             listening.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -106,7 +129,8 @@ class Supervisor:
             self._server.close()
 
     async def _next_event(self) -> Event:
-        wake_at_s = self._life.wake_at_s
+        times = [self._life.wake_at_s, self._standing.wake_at_s]
+        wake_at_s = min((at_s for at_s in times if at_s is not None), default=None)
         wait_s = None if wake_at_s is None else max(0.0, wake_at_s - self._clock.now_s())
         try:
             async with asyncio.timeout(wait_s):
@@ -220,6 +244,7 @@ class Supervisor:
             _log.warning("dispatcher_unreachable %s", error)
 
     def _leave(self, ended: ExitNode) -> int:
+        self._standing.ended(ended.reason)
         if ended.reason is not None:
             print(f"error: {ended.reason}", file=sys.stderr)  # noqa: T201  for people
             print(f"logs: {self._runtime.log_dir}", file=sys.stderr)  # noqa: T201
@@ -244,7 +269,7 @@ class Supervisor:
             )
             return
         match message:
-            case control.WorkerHello() | control.WorkerHeartbeat() | control.GatewayServing():
+            case control.WorkerHello() | control.WorkerHeartbeat():
                 pass
             case control.WorkerProgress(generation=generation, phase=phase):
                 if (slot := self._life.of_generation(generation)) is not None:
@@ -256,6 +281,23 @@ class Supervisor:
                 self._note_cause(message)
             case control.DispatcherReady(generation=generation):
                 self._events.put_nowait(ProcessReady(Generation(generation)))
+            case (
+                control.GatewayServing()
+                | control.WorkerServing()
+                | control.WorkerDrained()
+                | control.WorkerGivenUp()
+                | control.GatewayGivenUp()
+                | control.NodeDrained()
+            ):
+                self._hear_dispatcher(message)
+            case _:
+                self._desk.hear(message, lambda reply: self._reply(identity, reply))
+
+    def _hear_dispatcher(self, message: FromDispatcher) -> None:
+        match message:
+            case control.GatewayServing(generation=generation):
+                if (slot := self._life.of_generation(generation)) is not None:
+                    self._gateways.said_to_serve(slot.name, slot.generation)
             case control.WorkerServing(generation=generation):
                 self._events.put_nowait(WorkerRouted(Generation(generation)))
             case control.WorkerDrained(generation=generation):
@@ -268,8 +310,6 @@ class Supervisor:
                 self._events.put_nowait(ProcessSick(Generation(generation), cause))
             case control.NodeDrained():
                 self._events.put_nowait(NodeEmptied())
-            case _:
-                self._desk.hear(message, lambda reply: self._reply(identity, reply))
 
     def _note_cause(self, failed: control.ChildFailed) -> None:
         self._causes[failed.generation] = failed

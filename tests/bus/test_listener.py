@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeserve.bus.listener import TcpListener, UnixListener
+from nodeserve.bus.listener import AdoptedListener, TcpListener, UnixListener
 from nodeserve.errors import ConfigError
 
 
@@ -141,3 +141,22 @@ def test_a_port_that_is_taken_is_refused():
 def test_a_host_that_is_not_ours_is_refused(host):
     with pytest.raises(ConfigError, match=f"listener {host}:80"):
         TcpListener(host, 80)
+
+
+def test_an_adopted_socket_stays_open_and_in_its_place_when_the_daemon_ends(path):
+    with socket.socket(socket.AF_UNIX) as managers:
+        managers.bind(str(path))
+        managers.listen()
+        adopted = AdoptedListener(managers.dup())
+        assert adopted.reachable
+        adopted.stop_accepting()
+        adopted.close()
+        adopted.close()
+        assert answers(path)
+
+
+def test_an_adopted_tcp_socket_is_reachable_in_its_own_network():
+    with socket.create_server(("127.0.0.1", 0)) as managers:
+        adopted = AdoptedListener(managers.dup())
+        assert adopted.reachable
+        adopted.close()

@@ -1,6 +1,8 @@
 import asyncio
+import socket
 import stat
 
+import msgspec
 import pytest
 
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig
@@ -26,7 +28,7 @@ def config(tmp_path, **more):
 
 
 def test_the_socket_is_there_with_its_mode_before_any_gateway(tmp_path):
-    held = Gateways(config(tmp_path, mode=0o600), lambda event: None)
+    held = Gateways(config(tmp_path, mode=0o600), lambda event: None, {})
     mode = (tmp_path / "api.sock").stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o600
@@ -35,9 +37,9 @@ def test_the_socket_is_there_with_its_mode_before_any_gateway(tmp_path):
 
 
 def test_a_second_daemon_on_the_same_socket_is_refused(tmp_path):
-    held = Gateways(config(tmp_path), lambda event: None)
+    held = Gateways(config(tmp_path), lambda event: None, {})
     with pytest.raises(ConfigError, match="already running"):
-        Gateways(config(tmp_path), lambda event: None)
+        Gateways(config(tmp_path), lambda event: None, {})
     held.close()
 
 
@@ -53,7 +55,7 @@ def test_a_gateway_is_ready_when_it_answers_and_sick_when_it_stops(tmp_path, mon
 
     async def body():
         heard = asyncio.Queue()
-        held = Gateways(config(tmp_path), heard.put_nowait)
+        held = Gateways(config(tmp_path), heard.put_nowait, {})
         fd_socket = held._sockets["api"].socket
         server = await asyncio.start_unix_server(answer, sock=fd_socket.dup())
         held.begin_probing("gateway-api", Generation(4))
@@ -74,7 +76,7 @@ def test_a_gateway_is_ready_when_it_answers_and_sick_when_it_stops(tmp_path, mon
 
 def test_who_connects_to_a_draining_node_is_refused_not_cut_off(tmp_path):
     async def body():
-        held = Gateways(config(tmp_path), lambda event: None)
+        held = Gateways(config(tmp_path), lambda event: None, {})
         held.stop_accepting()
         with pytest.raises(FileNotFoundError):
             await asyncio.open_unix_connection(str(tmp_path / "api.sock"))
@@ -87,7 +89,7 @@ def test_a_dead_gateways_internal_sockets_are_removed(tmp_path):
     async def body():
         a_config = config(tmp_path)
         runtime = RuntimeDirectory(tmp_path / "api.sock.d")
-        held = Gateways(a_config, lambda event: None)
+        held = Gateways(a_config, lambda event: None, {})
         with held.internal_listeners(runtime, Generation(3)):
             assert len(list(runtime.path.glob("gw-3-*.sock"))) == 2
         message = held.attach_message("gateway-api", Generation(3))
@@ -98,3 +100,37 @@ def test_a_dead_gateways_internal_sockets_are_removed(tmp_path):
         runtime.close(keep_logs=False)
 
     asyncio.run(body())
+
+
+class Elsewhere(socket.socket):
+    """A TCP socket that says that it is in another network namespace, where nobody can ask it."""
+
+    def getsockopt(self, *which):
+        return b"elsewhere" if which[1] == 71 else super().getsockopt(*which)
+
+
+def test_a_gateway_that_cannot_be_asked_is_ready_when_the_dispatcher_says_so(tmp_path):
+    async def body():
+        activated = Elsewhere()
+        activated.bind(("127.0.0.1", 0))
+        activated.listen()
+        given = config(tmp_path)
+        host, port = activated.getsockname()
+        there = msgspec.structs.replace(given.listeners[0], socket=None, host=host, port=port)
+        heard = asyncio.Queue()
+        given = msgspec.structs.replace(given, listeners=(there,))
+        held = Gateways(given, heard.put_nowait, {"api": activated})
+        held.begin_probing("gateway-api", Generation(4))
+        held.said_to_serve("gateway-api", Generation(4))
+        assert heard.get_nowait() == ProcessReady(Generation(4))
+        held.close()
+
+    asyncio.run(body())
+
+
+def test_of_a_gateway_that_can_be_asked_the_dispatchers_word_is_not_enough(tmp_path):
+    heard = []
+    held = Gateways(config(tmp_path), heard.append, {})
+    held.said_to_serve("gateway-api", Generation(4))
+    assert heard == []
+    held.close()

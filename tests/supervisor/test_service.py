@@ -14,6 +14,7 @@ from nodeserve.lifecycle.messages import NodeEmptied, ProcessReady, ProcessSick,
 from nodeserve.lifecycle.process import Phase
 from nodeserve.supervisor.children import Child, Exit
 from nodeserve.supervisor.kernel import become_subreaper
+from nodeserve.supervisor.notify import Notifier
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.service import Supervisor
 from nodeserve.wire import control
@@ -38,12 +39,17 @@ def config(folder, **listener):
     )
 
 
+def supervisor(given, runtime):
+    alone = Notifier({}, pid=1)
+    return Supervisor(given, runtime, MonotonicClock(), notifier=alone, activated={})
+
+
 class Hearing:
     """A supervisor that listens and starts nothing, and peers that speak to it."""
 
     def __init__(self, folder):
         self._runtime = RuntimeDirectory(folder / "api.sock.d")
-        self.supervisor = Supervisor(config(folder), self._runtime, MonotonicClock())
+        self.supervisor = supervisor(config(folder), self._runtime)
         self.supervisor._life.slots["dispatcher"].begin(Generation(DISPATCHER))
         self.supervisor._life.slots["aggregated-0"].begin(Generation(WORKER))
         self._listening = asyncio.create_task(self.supervisor._listen())
@@ -193,7 +199,7 @@ async def test_a_process_that_cannot_be_spawned_ends_the_first_start_with_its_ca
     runtime = RuntimeDirectory(tmp_path / "api.sock.d")
     given = config(tmp_path, api_key_file=keys)
     async with asyncio.timeout(DEADLINE_S):
-        assert await Supervisor(given, runtime, MonotonicClock()).run() == 78
+        assert await supervisor(given, runtime).run() == 78
     said = capsys.readouterr().err
     assert said.startswith("error: gateway gateway-api failed to start: ")
     assert keys in said

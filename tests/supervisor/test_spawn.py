@@ -51,7 +51,7 @@ class Stage:
         }
         self.config = NodeConfig(**given | changes)
         self.runtime = RuntimeDirectory(folder / "api.sock.d")
-        self.gateways = Gateways(self.config, lambda event: None)
+        self.gateways = Gateways(self.config, lambda event: None, {})
         self.children = RecordedChildren()
         self.spawner = Spawner(self.config, self.runtime, self.children, self.gateways)
         self.plans = {slot.name: slot for slot in plans.slot_plans(self.config)}
