@@ -1,4 +1,4 @@
-"""``nodeserve drain``: let a worker or the whole node finish, then end it."""
+"""``nodeserve drain``: empty a worker or the whole node, then end it."""
 
 import click
 
@@ -26,7 +26,7 @@ def command(
     socket: str | None,
     runtime_dir: str | None,
 ) -> None:
-    """Finish the requests of WORKER, end it and leave it down; or of the node, with --node.
+    """Move or finish the requests of WORKER, end it and leave it down; with --node, finish all.
 
     Waits up to --timeout seconds until a worker is down. `nodeserve restart WORKER` brings it
     back.

@@ -16,7 +16,7 @@ COMMANDS: Final = {
     "status": "Show the node's processes, load and latencies.",
     "chat": "Talk to the model in this terminal.",
     "complete": "Let the model continue a text.",
-    "drain": "Finish the requests of a worker or of the node, then end it.",
+    "drain": "Move or finish the requests of a worker or of the node, then end it.",
     "restart": "Drain a worker and start it anew.",
     "role": "Change what a worker is used for.",
     "doctor": "Check what this machine has and lacks.",

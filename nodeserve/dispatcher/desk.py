@@ -16,6 +16,7 @@ from nodeserve.ids import BlockHash, Generation, LegId, RequestId
 from nodeserve.kv.block_hash import hash_blocks, root_seed
 from nodeserve.router.messages import (
     AbortLeg,
+    AnswersCounted,
     Command,
     Event,
     FailRequest,
@@ -27,6 +28,7 @@ from nodeserve.router.messages import (
     RequestArrived,
     StartLeg,
     WakeAt,
+    WorkerDraining,
     WorkerLost,
 )
 from nodeserve.wire.codec import encode
@@ -235,7 +237,23 @@ class RequestDesk:
             self.workers.send(worker, kind, payload, aux)
         except PeerError as error:
             self._outside.give_up(worker, str(error))
-            self.tell(WorkerLost(worker.generation))
+            self.lose(worker.generation)
+
+    def lose(self, generation: Generation) -> None:
+        """Let a worker's requests go on elsewhere: it is gone, or fenced."""
+        self.count_answers(generation)
+        self.tell(WorkerLost(generation))
+
+    def drain(self, generation: Generation) -> None:
+        """Move a worker's requests as others have room; ``count_answers`` now and then."""
+        self.count_answers(generation)
+        self.tell(WorkerDraining(generation))
+
+    def count_answers(self, generation: Generation) -> None:
+        """Tell the router how far the answers are that a worker generates."""
+        legs = [leg for leg in self.legs.values() if leg.worker.generation == generation]
+        if legs:
+            self.tell(AnswersCounted({leg.leg_id: len(leg.sent) for leg in legs}))
 
     def unknown_outputs(self, worker: Worker, leg_ids: list[str]) -> None:
         """Take note of outputs of legs that we do not run; who runs them for nobody stops."""

@@ -21,8 +21,6 @@ from nodeserve.router.messages import (
     RoleChanged,
     TimeElapsed,
     WorkerAttached,
-    WorkerDraining,
-    WorkerLost,
 )
 from nodeserve.router.router import Router, RouterConfig
 from nodeserve.wire import control
@@ -54,6 +52,7 @@ class Dispatcher:
         self._ports = ports
         self._control = ports.supervisor()
         self._gateways: dict[int, GatewayLink] = {}
+        self._draining: set[Generation] = set()
         self._feeds: dict[int, KvEventFeed] = {}
         self._wake: Timer | None = None
         self.traces = Traces()
@@ -245,6 +244,7 @@ class Dispatcher:
 
     def _retire(self, generation: int) -> None:
         """Fence a worker's generation: nothing is sent to it, nothing it says counts."""
+        self._draining.discard(Generation(generation))
         worker = self.workers.retire(generation)
         feed = self._feeds.pop(generation, None)
         if feed is not None:
@@ -268,7 +268,7 @@ class Dispatcher:
             case control.DetachWorker():
                 _LOG.info("worker_detached generation=%d", message.generation)
                 self._retire(message.generation)
-                self.desk.tell(WorkerLost(Generation(message.generation)))
+                self.desk.lose(Generation(message.generation))
             case control.SetWorkerRole():
                 worker = self.workers.attached.get(message.generation)
                 if worker is not None:
@@ -276,7 +276,8 @@ class Dispatcher:
                     self.desk.tell(RoleChanged(worker.generation, message.role))
                     self._greet()
             case control.DrainWorker():
-                self.desk.tell(WorkerDraining(Generation(message.generation)))
+                self._draining.add(Generation(message.generation))
+                self.desk.drain(Generation(message.generation))
             case control.AttachGateway():
                 self._attach_gateway(message)
             case control.DetachGateway():
@@ -325,4 +326,6 @@ class Dispatcher:
             since_s = gateway.congested_since_s
             if since_s is not None and now_s - since_s > STALL_S:
                 self._give_up_gateway(gateway, f"it has not read for {STALL_S:g} s")
+        for generation in tuple(self._draining):
+            self.desk.count_answers(generation)
         self.steps.catch_up()

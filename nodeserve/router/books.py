@@ -19,6 +19,7 @@ from nodeserve.router.messages import (
 from nodeserve.router.request_flow import (
     DecodePlaced,
     HandoffGranted,
+    MovePlaced,
     PrefillPlaced,
     RequestFlow,
     WholePlaced,
@@ -108,7 +109,10 @@ class Books:
         return self.prefixes.longest_prefix(hashes) if hashes else {}
 
     def start_leg(
-        self, flow: RequestFlow, event: PrefillPlaced | WholePlaced | DecodePlaced, cached: Cached
+        self,
+        flow: RequestFlow,
+        event: PrefillPlaced | WholePlaced | DecodePlaced | MovePlaced,
+        cached: Cached,
     ) -> list[Command]:
         """Start a leg of a request and book it on its worker."""
         commands = flow.handle(event)
@@ -121,6 +125,13 @@ class Books:
         tokens = 0 if kind is LegKind.DECODE else uncached_tokens(flow.request, view, cached)
         self.legs[leg_id] = flow
         view.place_leg(leg_id, PlacedLeg(kind, blocks, tokens))
+        return commands
+
+    def move_leg(self, flow: RequestFlow, event: MovePlaced, cached: Cached) -> list[Command]:
+        """End a request's leg on its worker and start the next on another one."""
+        self.end_leg(flow)
+        commands = self.start_leg(flow, event, cached)
+        self.settle(commands)
         return commands
 
     def end_leg(self, flow: RequestFlow) -> int:

@@ -5,6 +5,7 @@ from nodeserve.router.admission import MAX_SKIPPED, PREFILLS_AHEAD, WaitingLine
 from nodeserve.router.books import Books
 from nodeserve.router.cost import choose_decode, place
 from nodeserve.router.messages import Command, LegKind
+from nodeserve.router.moves import move_legs
 from nodeserve.router.request_flow import (
     OVER,
     DecodePlaced,
@@ -56,8 +57,13 @@ class Lines:
             )
 
     def offer_room(self) -> None:
-        """Start whoever fits now: first those with a prefill behind them."""
+        """Start whoever fits now: first those with a prefill behind them.
+
+        Those who run on a draining worker come next: they were let in before all in the queue.
+        """
         self.decode_line.walk(self._try_decode)
+        if self._books.some_drain:
+            self.commands += move_legs(self._books)
         self.queue.walk(self._try_start)
 
     def _try_start(self, request_id: RequestId, num_passed: int) -> bool:

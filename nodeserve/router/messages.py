@@ -1,6 +1,7 @@
 """Events into the routing core and commands out of it."""
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nodeserve.ids import BlockHash, Generation, LeaseId, LegId, RequestId
@@ -98,9 +99,23 @@ class RoleChanged:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDraining:
-    """A worker gets no new leg; ReportDrained follows when it has neither leg nor lease."""
+    """A worker gets no new leg, and its legs move to others as those have room.
+
+    ReportDrained follows when it has neither leg nor lease.
+    """
 
     generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersCounted:
+    """How many tokens clients have been sent by now, of the answers these legs work on.
+
+    Only legs that may have to go on elsewhere need it, so it is said before a worker is lost,
+    and before and while it drains. Unknown ids are ignored.
+    """
+
+    sent_tokens: Mapping[LegId, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +164,7 @@ Event = (
     | WorkerLost
     | RoleChanged
     | WorkerDraining
+    | AnswersCounted
     | LoadReported
     | BlocksStored
     | BlocksRemoved

@@ -64,6 +64,13 @@ class DecodePlaced:
 
 
 @dataclass(frozen=True, slots=True)
+class MovePlaced:
+    """The decode or whole leg goes on at this worker; the one that ran it drains."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The node does not take the request."""
 
@@ -111,6 +118,7 @@ FlowEvent = (
     PrefillPlaced
     | WholePlaced
     | DecodePlaced
+    | MovePlaced
     | Refused
     | HandoffGranted
     | HandoffGivenUp
@@ -135,6 +143,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, type[FlowEvent]], Phase]] = {
     (Phase.HANDOFF, LeaseOwnerLost): Phase.QUEUED,
     (Phase.HANDOFF, AbortRequested): Phase.ABORTED,
     (Phase.DECODE, FirstOutputSeen): Phase.DECODE,
+    (Phase.DECODE, MovePlaced): Phase.DECODE,
     (Phase.DECODE, LegEnded): Phase.DONE,
     (Phase.DECODE, LegWorkerLost): Phase.QUEUED,
     # The engine that pulls notices by itself and computes the prompt.
@@ -151,10 +160,13 @@ class RequestFlow:
 
     ``generation`` and ``leg_id`` belong to the leg that was placed last; they are None while
     no leg runs, except after an abort while prefilling: a handoff may still come from there.
-    ``arrival`` is the request's number in the order of arrival.
+    ``arrival`` is the request's number in the order of arrival. ``sent_tokens`` is how much of
+    the answer its client has, as far as was said; ``request`` is what the next leg computes: of
+    a request that goes on elsewhere, what was sent belongs to the prompt.
     """
 
     __slots__ = (
+        "_arrived",
         "arrival",
         "attempt",
         "generation",
@@ -166,11 +178,14 @@ class RequestFlow:
         "lost_workers",
         "phase",
         "request",
+        "sent_tokens",
     )
 
     def __init__(self, request: RequestArrived, arrival: int = 0) -> None:
+        self._arrived = request
         self.request = request
         self.arrival = arrival
+        self.sent_tokens = 0
         self.phase = Phase.QUEUED
         self.attempt = 0
         self.lost_workers = 0
@@ -196,6 +211,8 @@ class RequestFlow:
         match event:
             case PrefillPlaced() | WholePlaced() | DecodePlaced():
                 commands = self._start_leg(event)
+            case MovePlaced():
+                commands = self._move_leg(event)
             case HandoffGranted():
                 commands = self._take_lease(event)
             case FirstOutputSeen():
@@ -218,6 +235,23 @@ class RequestFlow:
                 assert_never(event)
         self.phase = after
         return commands
+
+    @property
+    def tokens_left(self) -> int:
+        """How many tokens of the answer may still come, as far as was said."""
+        return self._arrived.max_tokens - self.sent_tokens
+
+    def resumed(self) -> RequestArrived:
+        """Return what another worker would have to compute to go on with the request."""
+        if not self.has_output:
+            return self.request
+        # What was sent is restored beside the prompt, which no prefill leg could hand over.
+        return dataclasses.replace(
+            self._arrived,
+            whole=True,
+            prompt_tokens=self._arrived.prompt_tokens + self.sent_tokens,
+            max_tokens=max(1, self.tokens_left),
+        )
 
     def check(self) -> None:
         """Check that what the request holds fits its phase.
@@ -289,6 +323,19 @@ class RequestFlow:
             self._end_leg()
         return [AbortLeg(leg_id, generation)]
 
+    def _resume(self) -> None:
+        self.request = self.resumed()
+        self.has_output = False
+
+    def _move_leg(self, event: MovePlaced) -> list[Command]:
+        generation = event.generation
+        commands = self._abort_leg()
+        if self.lease_id is not None and self.lease_owner != generation:
+            return [*commands, *self._start_leg(DecodePlaced(generation))]
+        commands += self._release_lease()
+        self._resume()
+        return [*commands, *self._start_leg(WholePlaced(generation))]
+
     def _lose_leg(self) -> list[Command]:
         generation = self.generation
         self._end_leg()
@@ -296,10 +343,7 @@ class RequestFlow:
         commands = self._release_lease()
         if self.has_output and not self.request.restorable:
             return [*commands, self._fail(f"worker generation {generation} died while answering")]
-        if self.has_output:
-            # What was sent is restored beside the prompt, which no prefill leg could hand over.
-            self.request = dataclasses.replace(self.request, whole=True)
-            self.has_output = False
+        self._resume()
         return [*commands, *self._queue_again(generation)]
 
     def _lose_lease(self) -> list[Command]:

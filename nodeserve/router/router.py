@@ -14,6 +14,7 @@ from nodeserve.router.books import Books
 from nodeserve.router.invariants import check_held, check_lines
 from nodeserve.router.lines import Lines
 from nodeserve.router.messages import (
+    AnswersCounted,
     BlocksRemoved,
     BlocksStored,
     Command,
@@ -90,6 +91,7 @@ class Router:
             WorkerLost: self._worker_lost,
             RoleChanged: self._role_changed,
             WorkerDraining: self._worker_draining,
+            AnswersCounted: self._answers_counted,
             LoadReported: self._load_reported,
             BlocksStored: self._books.blocks_stored,
             BlocksRemoved: self._books.blocks_removed,
@@ -198,8 +200,8 @@ class Router:
             return
         self._books.views[flow.generation].finish_prefill(event.leg_id)
         released = flow.handle(FirstOutputSeen())
-        if released:
-            self._lines.emit(released)
+        self._lines.emit(released)
+        if released or self._books.some_drain:
             self._lines.offer_room()
 
     def _leg_finished(self, event: LegFinished) -> None:
@@ -248,6 +250,14 @@ class Router:
         if view is not None and not view.draining:
             view.draining = True
             self._stop_placing_on(view)
+
+    def _answers_counted(self, event: AnswersCounted) -> None:
+        for leg_id, sent_tokens in event.sent_tokens.items():
+            flow = self._books.legs.get(leg_id)
+            if flow is not None:
+                flow.sent_tokens = sent_tokens
+        if self._books.some_drain:
+            self._lines.offer_room()
 
     def _load_reported(self, event: LoadReported) -> None:
         view = self._books.views.get(event.generation)

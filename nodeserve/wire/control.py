@@ -151,7 +151,7 @@ class SetWorkerRole(_Message, frozen=True, kw_only=True):
 
 
 class DrainWorker(_Message, frozen=True, kw_only=True):
-    """Send no new request to this worker; report WorkerDrained when it has none left."""
+    """Send this worker nothing new, move what it runs; report WorkerDrained when it has none."""
 
     generation: int
 

@@ -16,6 +16,7 @@ from nodeserve.ids import Generation, LeaseId, LegId, RequestId
 from nodeserve.kv.block_hash import hash_blocks, root_seed
 from nodeserve.router.messages import (
     AbortLeg,
+    AnswersCounted,
     Command,
     Event,
     FailRequest,
@@ -167,7 +168,7 @@ def test_worker_that_takes_nothing_is_given_up_and_the_router_hears(at: Setting)
     at.workers.refuses = True
     at.add("a", start(LegKind.WHOLE))
     assert isinstance(at.router.events[0], RequestArrived)
-    assert at.router.events[1:] == [WorkerLost(GENERATION)]
+    assert at.router.events[1:] == [AnswersCounted({LegId("d3-1.1"): 0}), WorkerLost(GENERATION)]
     assert at.workers.attached == {}
 
 

@@ -26,6 +26,7 @@ from nodeserve.router.request_flow import (
     LeaseOwnerLost,
     LegEnded,
     LegWorkerLost,
+    MovePlaced,
     Phase,
     PrefillPlaced,
     Refused,
@@ -34,13 +35,14 @@ from nodeserve.router.request_flow import (
 )
 
 R = RequestId("r1")
-P, D = Generation(1), Generation(2)
+P, D, D2 = Generation(1), Generation(2), Generation(3)
 LEASE = LeaseId(77)
 
 EVENTS: dict[type[FlowEvent], FlowEvent] = {
     PrefillPlaced: PrefillPlaced(P),
     WholePlaced: WholePlaced(D),
     DecodePlaced: DecodePlaced(D),
+    MovePlaced: MovePlaced(D2),
     Refused: Refused("no room"),
     HandoffGranted: HandoffGranted(LEASE),
     HandoffGivenUp: HandoffGivenUp(),
@@ -209,6 +211,41 @@ def test_a_restorable_request_too_is_failed_when_it_lost_three_workers():
     flow.handle(FirstOutputSeen())
     (failed,) = flow.handle(LegWorkerLost())
     assert "3 workers died" in failed.reason
+
+
+def test_what_was_sent_belongs_to_the_prompt_where_a_request_goes_on():
+    flow = RequestFlow(RequestArrived(R, 100, 10, restorable=True))
+    for event in (*WAY_TO[Phase.DECODE], FirstOutputSeen()):
+        flow.handle(event)
+    flow.sent_tokens = 4
+    assert flow.handle(MovePlaced(D2)) == [
+        AbortLeg(LegId("r1.2"), D),
+        StartLeg(R, LegId("r1.3"), D2, LegKind.WHOLE),
+    ]
+    assert (flow.request.prompt_tokens, flow.request.max_tokens) == (104, 6)
+    flow.handle(FirstOutputSeen())
+    flow.sent_tokens = 12  # more than was asked for, which is the engine's fault
+    flow.handle(MovePlaced(D))
+    assert (flow.request.prompt_tokens, flow.request.max_tokens) == (112, 1)
+    assert flow.lost_workers == 0
+
+
+def test_a_leg_that_has_not_answered_moves_with_its_handoff():
+    flow = flow_after(*WAY_TO[Phase.DECODE])
+    assert flow.handle(MovePlaced(D2)) == [
+        AbortLeg(LegId("r1.2"), D),
+        StartLeg(R, LegId("r1.3"), D2, LegKind.DECODE, LEASE),
+    ]
+    assert flow.handle(FirstOutputSeen()) == [ReleaseLease(P, LEASE)]
+
+
+def test_a_leg_that_moves_to_who_prefilled_it_runs_whole():
+    flow = flow_after(*WAY_TO[Phase.DECODE])
+    assert flow.handle(MovePlaced(P)) == [
+        AbortLeg(LegId("r1.2"), D),
+        ReleaseLease(P, LEASE),
+        StartLeg(R, LegId("r1.3"), P, LegKind.WHOLE),
+    ]
 
 
 def test_a_handoff_that_nobody_else_can_take_is_released_and_queued():

@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nodeserve.ids import BlockHash, Generation, LeaseId, LegId, RequestId
 from nodeserve.router.messages import (
     AbortLeg,
+    AnswersCounted,
     BlocksRemoved,
     BlocksStored,
     Command,
@@ -260,6 +261,11 @@ class NodeMachine(RuleBasedStateMachine):
             worker = self.some_worker(pick)
             worker.draining = True
             self.tell(WorkerDraining(worker.event.generation))
+
+    @rule(sent=st.integers(1, 40))
+    def count_answers(self, sent: int) -> None:
+        legs = [leg for worker in self.workers.values() for leg in worker.legs]
+        self.tell(AnswersCounted(dict.fromkeys(legs, sent)))
 
     @precondition(lambda self: self.workers)
     @rule(pick=PICK, role=st.sampled_from(Role))
