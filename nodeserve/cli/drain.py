@@ -9,6 +9,7 @@ from nodeserve.wire.control import CommandReply, DrainRequest
 @click.command("drain")
 @click.argument("worker", required=False)
 @click.option("--node", is_flag=True, help="Drain the whole node; the daemon then exits.")
+@click.option("--force", is_flag=True, help="Also the last WORKER that decodes or prefills.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -22,6 +23,7 @@ from nodeserve.wire.control import CommandReply, DrainRequest
 def command(
     worker: str | None,
     node: bool,  # noqa: FBT001  (click passes flags by name)
+    force: bool,  # noqa: FBT001
     timeout_s: float,
     socket: str | None,
     runtime_dir: str | None,
@@ -34,5 +36,5 @@ def command(
     if (worker is None) == (not node):
         raise click.UsageError("name one WORKER, or give --node, not both")
     place = find_node(socket, runtime_dir)
-    reply = ask(place, DrainRequest(worker=worker), CommandReply, within_s=timeout_s)
+    reply = ask(place, DrainRequest(worker=worker, force=force), CommandReply, within_s=timeout_s)
     click.echo(reply.detail)

@@ -58,6 +58,7 @@ def to_text(reply: StatusReply) -> str:
             f"{reply.served_model_name} is {reply.state} at {reply.socket}, "
             f"up {duration(reply.uptime_s)}"
         ),
+        *([f"{reply.state}: {reply.detail}"] if reply.detail else []),
         ", ".join(versions),
         f"listening on {', '.join(reply.listeners)}",
         "",

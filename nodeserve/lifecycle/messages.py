@@ -79,9 +79,13 @@ class StopAsked:
 
 @dataclass(frozen=True, slots=True)
 class DrainAsked:
-    """An operator wants a worker to finish its requests and stay down."""
+    """An operator wants a worker to finish its requests and stay down.
+
+    With ``force`` also where nobody is left to do what it does.
+    """
 
     worker: str
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)

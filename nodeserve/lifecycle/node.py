@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from nodeserve.errors import RequestError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle import process
+from nodeserve.lifecycle.health import last_for, losses
 from nodeserve.lifecycle.messages import (
     AnnounceReady,
     Command,
@@ -87,10 +88,13 @@ class NodeLife:
     @property
     def state(self) -> str:
         """The node's state in one word."""
-        lost = any(
-            slot.wanted and slot.life.phase is not Phase.READY for slot in self._slots.serving()
-        )
-        return "degraded" if self.phase is NodePhase.READY and lost else str(self.phase)
+        return str(self.phase) if self.detail is None else "degraded"
+
+    @property
+    def detail(self) -> str | None:
+        """Why the node is degraded, in one line; None where it is not."""
+        found = losses(self._slots) if self.phase is NodePhase.READY else []
+        return ", ".join(found) or None
 
     def check(self) -> None:
         """Raise InvariantError unless generations are unique and each process is consistent."""
@@ -204,6 +208,8 @@ class NodeLife:
             commands += self._start_where_possible(now_s)
         elif expected:
             slot.wanted = False
+        elif not slot.wanted:  # it died while it drained
+            self._slots.apply(slot, process.StopRequested(0), now_s)
         return commands
 
     def _restart_group(self, now_s: float) -> list[Command]:
@@ -233,15 +239,29 @@ class NodeLife:
     def _wish(self, event: DrainAsked | RestartAsked | RoleAsked, now_s: float) -> list[Command]:
         slot = self._slots.worker(event.worker)
         match event:
-            case DrainAsked():
-                if slot.life.phase is not Phase.READY:
-                    text = f"worker {slot.name} is {slot.state()}; wait until it is ready"
-                    raise RequestError(text)
-                return self._drain(slot, AfterStop.STAY_DOWN, now_s)
+            case DrainAsked(force=force):
+                self._require_drainable(slot, force=force)
+                slot.wanted = False
+                if slot.life.phase is Phase.READY:
+                    return self._drain(slot, AfterStop.STAY_DOWN, now_s)
+                slot.after_stop = AfterStop.STAY_DOWN
+                return [] if slot.life.phase is Phase.STOPPING else self._end(slot, now_s)
             case RestartAsked():
                 return self._restart(event, slot, now_s)
             case RoleAsked(role=role):
                 return self._change_role(slot, role)
+
+    def _require_drainable(self, slot: Slot, *, force: bool) -> None:
+        if self.phase is not NodePhase.READY:
+            raise RequestError(f"the node is {self.phase}: it drains no single worker now")
+        does = None if force else last_for(self._slots, slot)
+        if does is not None:
+            text = (
+                f"worker {slot.name} is the last one that {does}: start another one first "
+                "(`nodeserve restart`), give another one its role (`nodeserve role`), drain the "
+                "whole node with --node, or this worker all the same with --force"
+            )
+            raise RequestError(text)
 
     def _drain(self, slot: Slot, after: AfterStop, now_s: float) -> list[Command]:
         slot.after_stop = after

@@ -23,7 +23,6 @@ class RestartHistory:
 
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     deaths_s: list[float] = field(default_factory=list)
-    total: int = 0
 
     def note_death(self, now_s: float) -> float | None:
         """Record a death and return the seconds to wait before the next start.
@@ -34,7 +33,6 @@ class RestartHistory:
         """
         self.deaths_s = [at_s for at_s in self.deaths_s if at_s > now_s - self.policy.window_s]
         self.deaths_s.append(now_s)
-        self.total += 1
         if len(self.deaths_s) > self.policy.max_deaths:
             return None
         doublings = len(self.deaths_s) - 1

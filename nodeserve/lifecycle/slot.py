@@ -51,6 +51,7 @@ class Slot:
     detail: str | None = None
     sick: str | None = None
     drain_deadline_s: float | None = None
+    incarnations: int = 0
 
     @property
     def name(self) -> str:
@@ -63,6 +64,11 @@ class Slot:
         return self.plan.kind
 
     @property
+    def restarts(self) -> int:
+        """How often it was started again, whatever had ended it."""
+        return max(0, self.incarnations - 1)
+
+    @property
     def running(self) -> bool:
         """Whether a process exists, so that an exit is still to come."""
         return self.life.phase in (Phase.STARTING, Phase.READY, Phase.STOPPING)
@@ -70,6 +76,7 @@ class Slot:
     def begin(self, generation: Generation) -> None:
         """Take note that a new incarnation is being started."""
         self.generation = generation
+        self.incarnations += 1
         self.attached = self.draining = False
         self.ready = self.detail = self.sick = self.drain_deadline_s = None
         self.after_stop = AfterStop.STAY_DOWN

@@ -16,7 +16,7 @@ from nodeserve.lifecycle.messages import (
     RoleAsked,
     StopAsked,
 )
-from nodeserve.lifecycle.node import NodeLife
+from nodeserve.lifecycle.node import NodeLife, NodePhase
 from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.supervisor.children import Children
@@ -77,8 +77,8 @@ class OperatorDesk:
             case control.DrainRequest(worker=None):
                 reply(control.CommandReply(detail="the node drains and then ends"))
                 self._apply(StopAsked())
-            case control.DrainRequest(worker=str(name)):
-                self._promise(name, Phase.DOWN, DrainAsked(name), reply)
+            case control.DrainRequest(worker=str(name), force=force):
+                self._promise(name, Phase.DOWN, DrainAsked(name, force), reply)
             case control.RestartRequest(worker=name, immediately=immediately):
                 self._promise(name, Phase.READY, RestartAsked(name, immediately), reply)
             case control.RoleRequest(worker=name, role=role):
@@ -91,22 +91,45 @@ class OperatorDesk:
     def look_again(self) -> None:
         """Answer every command whose worker got where it was sent, or cannot get there."""
         for promise in list(self._promises):
-            slot, phase = promise.slot, promise.slot.life.phase
-            moved = slot.generation != promise.since_generation
-            if phase is promise.goal and (moved or promise.goal is Phase.DOWN):
+            reply = self._outcome(promise)
+            if reply is not None:
                 self._promises.remove(promise)
-                detail = f"{slot.name} is {phase}, generation {slot.generation}"
-                promise.reply(control.CommandReply(detail=detail))
-            elif phase is Phase.FAILED:
-                self._promises.remove(promise)
-                promise.reply(control.CommandReply(error=f"{slot.name} failed: {slot.detail}"))
+                promise.reply(reply)
+
+    def _outcome(self, promise: _Promise) -> control.CommandReply | None:
+        """Return how a command ended; None while that is open."""
+        slot, phase = promise.slot, promise.slot.life.phase
+        moved = slot.generation != promise.since_generation
+        failed = None
+        if phase is Phase.FAILED:
+            failed = f"{slot.name} failed: {slot.detail}"
+        elif promise.goal is Phase.DOWN:
+            if phase is Phase.DOWN:
+                hint = f"`nodeserve restart {slot.name}` brings it back"
+                return control.CommandReply(detail=f"{slot.name} is drained and down; {hint}")
+            if moved:
+                failed = f"{slot.name} was asked to start again before it was down"
+        elif phase is Phase.READY and moved:
+            return control.CommandReply(
+                detail=f"{slot.name} is ready, generation {slot.generation}"
+            )
+        elif phase is Phase.DOWN and not slot.wanted:
+            failed = f"{slot.name} was drained before it was ready"
+        elif self._life.phase not in (NodePhase.STARTING, NodePhase.READY):
+            failed = f"{slot.name} does not start again: the node is {self._life.phase}"
+        return None if failed is None else control.CommandReply(error=failed)
 
     def _promise(self, name: str, goal: Phase, event: Event, reply: Reply) -> None:
         slot = self._life.slots.get(name)
         before = 0 if slot is None else slot.generation
-        if self._try(event, reply) and slot is not None:
-            self._promises.append(_Promise(slot, before, goal, reply))
-            self.look_again()
+        was_down = slot is not None and slot.life.phase is Phase.DOWN
+        if not self._try(event, reply) or slot is None:
+            return
+        if was_down and goal is Phase.DOWN:
+            reply(control.CommandReply(detail=f"{name} is drained already, and down"))
+            return
+        self._promises.append(_Promise(slot, before, goal, reply))
+        self.look_again()
 
     def _try(self, event: Event, reply: Reply) -> bool:
         try:
@@ -149,6 +172,7 @@ class OperatorDesk:
                 *(self._process(slot, loads.get(slot.generation)) for slot in slots),
             ),
             requests=requests,
+            detail=self._life.detail,
         )
 
     def _own_socket(self) -> str:
@@ -180,7 +204,7 @@ class OperatorDesk:
             pid=None if child is None else child.pid,
             role=slot.role if slot.kind is ProcessKind.WORKER else None,
             uptime_s=round(uptime_s, 3),
-            restarts=slot.life.history.total,
+            restarts=slot.restarts,
             detail=None if ready else first_line(slot.detail),
             load=load,
         )

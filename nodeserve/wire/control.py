@@ -224,12 +224,17 @@ class StatusReply(_Message, frozen=True, kw_only=True):
     listeners: tuple[str, ...]
     processes: tuple[ProcessStatus, ...]
     requests: DispatcherStatus | None = None
+    detail: str | None = None
 
 
 class DrainRequest(_Message, frozen=True, kw_only=True):
-    """Drain one worker (it ends and stays down), or with None the whole node (it exits)."""
+    """Drain one worker (it ends and stays down), or with None the whole node (it exits).
+
+    ``force`` also drains the last worker that decodes or prefills.
+    """
 
     worker: str | None = None
+    force: bool = False
 
 
 class RestartRequest(_Message, frozen=True, kw_only=True):

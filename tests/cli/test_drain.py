@@ -5,7 +5,11 @@ from nodeserve.wire.control import CommandReply, DrainRequest
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["decode-0"], DrainRequest(worker="decode-0")), (["--node"], DrainRequest())],
+    [
+        (["decode-0"], DrainRequest(worker="decode-0")),
+        (["decode-0", "--force"], DrainRequest(worker="decode-0", force=True)),
+        (["--node"], DrainRequest()),
+    ],
 )
 def test_a_worker_or_the_node_drains(daemon, run, words, message):
     daemon.answers = [CommandReply(detail="it drains")]

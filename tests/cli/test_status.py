@@ -40,6 +40,11 @@ def test_the_page_says_what_runs_and_what_does_not(daemon, run):
     assert "handoffs  6 done, 0 failed, 0 held, 3.0 MiB, nothing seen yet" in lines
 
 
+def test_a_degraded_node_says_why():
+    lines = to_text(a_status(state="degraded", detail="no worker decodes")).splitlines()
+    assert lines[1] == "degraded: no worker decodes"
+
+
 def test_json_is_printed_when_asked_for(daemon, run):
     daemon.answers = [a_status()]
     result = run("status", "--json", "--socket", daemon.socket)

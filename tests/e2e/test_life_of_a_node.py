@@ -180,6 +180,20 @@ def test_draining_and_restarting_a_worker_by_hand(simulated):
     assert simulated.command(RestartRequest(worker="decode-0")).error is None
     after = simulated.process_named("decode-0")
     assert (after.state, after.generation > before) == ("ready", True)
+    assert after.restarts == 1
+
+
+def test_the_last_worker_of_a_role_is_drained_by_force_only_and_the_state_tells(simulated):
+    assert simulated.command(DrainRequest(worker="decode-0")).error is None
+    assert simulated.status().state == "ready"
+    refused = simulated.command(DrainRequest(worker="decode-1"))
+    assert "decode-1 is the last one that decodes" in refused.error
+    assert refused.exit_code == 65
+    assert "already" in simulated.command(DrainRequest(worker="decode-0")).detail
+    assert simulated.command(DrainRequest(worker="decode-1", force=True)).error is None
+    status = simulated.status()
+    assert (status.state, status.detail) == ("degraded", "no worker decodes")
+    assert simulated.complete(LONG_PROMPT, max_tokens=2)["usage"]["completion_tokens"] == 2
 
 
 def test_a_worker_that_does_not_exist_is_refused_by_name(simulated):

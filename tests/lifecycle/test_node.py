@@ -1,11 +1,7 @@
 import pytest
 
-from nodeserve.errors import RequestError
 from nodeserve.lifecycle.messages import (
-    AnnounceReady,
     ConnectGateway,
-    DrainAsked,
-    EngineReady,
     ExitNode,
     KillProcess,
     NodeEmptied,
@@ -13,9 +9,6 @@ from nodeserve.lifecycle.messages import (
     ProcessExited,
     ProcessReady,
     ProcessSick,
-    RestartAsked,
-    RoleAsked,
-    SpawnProcess,
     StopAccepting,
     StopAsked,
     TellDispatcher,
@@ -24,97 +17,21 @@ from nodeserve.lifecycle.messages import (
     WorkerEmptied,
     WorkerRouted,
 )
-from nodeserve.lifecycle.node import NodeLife, NodePhase
+from nodeserve.lifecycle.node import NodePhase
 from nodeserve.lifecycle.process import Phase
-from nodeserve.lifecycle.shutdown import Patience
-from nodeserve.lifecycle.slot import SlotPlan
 from nodeserve.wire.control import (
     AttachWorker,
     DetachGateway,
     DetachWorker,
     DrainNode,
-    DrainWorker,
-    SetWorkerRole,
-    WireFields,
-    WorkerReady,
 )
-from nodeserve.wire.kinds import ProcessKind, Role
-
-PLANS = [
-    SlotPlan("forkserver", ProcessKind.FORKSERVER),
-    SlotPlan("dispatcher", ProcessKind.DISPATCHER, "forkserver"),
-    SlotPlan("prefill-0", ProcessKind.WORKER, "forkserver", Role.PREFILL),
-    SlotPlan("decode-0", ProcessKind.WORKER, "forkserver", Role.DECODE),
-    SlotPlan("gateway-api", ProcessKind.GATEWAY, "forkserver"),
-]
-
-
-class Node:
-    """A NodeLife and the answers of a well-behaved world."""
-
-    def __init__(self, plans=PLANS):
-        self.life = NodeLife(plans, Patience(drain_s=60, stop_s=10))
-        self.now_s = 0.0
-
-    def tell(self, event, at_s=None):
-        self.now_s = self.now_s if at_s is None else at_s
-        commands = self.life.handle(event, now_s=self.now_s)
-        self.life.check()
-        return commands
-
-    def generation(self, name):
-        return self.life.slots[name].generation
-
-    def phase(self, name):
-        return self.life.slots[name].life.phase
-
-    def exits(self, name, *, cause="killed by SIGKILL", retryable=True, exit_code=137):
-        return self.tell(ProcessExited(self.generation(name), cause, retryable, exit_code))
-
-    def engine_ready(self, name, features=("handoff",)):
-        ready = WorkerReady(
-            name=name,
-            generation=self.generation(name),
-            fields=WireFields(request=(), outputs=(), output=(), vllm_version="1"),
-            ready=b"",
-            block_size=16,
-            num_gpu_blocks=100,
-            kv_block_bytes=1,
-            max_model_len=100,
-            features=features,
-        )
-        return self.tell(EngineReady(ready))
-
-    def routed(self, name):
-        return self.tell(WorkerRouted(self.generation(name)))
-
-    def up(self):
-        self.tell(NodeStarted())
-        self.tell(ProcessReady(self.generation("forkserver")))
-        self.tell(ProcessReady(self.generation("dispatcher")))
-        for name in ("prefill-0", "decode-0"):
-            self.engine_ready(name)
-            self.routed(name)
-        assert self.tell(ProcessReady(self.generation("gateway-api"))) == [AnnounceReady()]
-        return self
+from nodeserve.wire.kinds import Role
+from tests.lifecycle.living import Node, spawned, told
 
 
 @pytest.fixture
 def node():
     return Node()
-
-
-def fenced_and_stopped(generation):
-    message = DetachWorker(generation=generation, reason="it is stopped")
-    return [TellDispatcher(message), TerminateProcess(generation)]
-
-
-def spawned(commands):
-    return [command.name for command in commands if isinstance(command, SpawnProcess)]
-
-
-def told(commands):
-    return [command.message for command in commands if isinstance(command, TellDispatcher)]
 
 
 def test_nothing_starts_before_its_fork_server_is_loaded(node):
@@ -305,79 +222,3 @@ def test_a_worker_that_dies_while_the_node_drains_stays_dead(node):
     node.tell(StopAsked())
     assert spawned(node.exits("decode-0")) == []
     assert node.tell(TimeElapsed(), at_s=1.0) == []
-
-
-def test_draining_a_worker_ends_it_when_it_is_empty_and_it_stays_down(node):
-    node.up()
-    generation = node.generation("decode-0")
-    assert told(node.tell(DrainAsked("decode-0"))) == [DrainWorker(generation=generation)]
-    assert node.life.slots["decode-0"].state() == "draining"
-    assert node.tell(WorkerEmptied(generation)) == fenced_and_stopped(generation)
-    node.exits("decode-0", exit_code=0)
-    assert node.phase("decode-0") is Phase.DOWN
-    assert node.life.state == "ready"
-
-
-def test_a_worker_that_does_not_empty_in_time_is_stopped_all_the_same(node):
-    node.up()
-    generation = node.generation("decode-0")
-    node.tell(DrainAsked("decode-0"))
-    assert node.tell(TimeElapsed(), at_s=60.0) == fenced_and_stopped(generation)
-
-
-def test_a_restart_at_once_fences_the_worker_before_it_may_say_that_it_ends(node):
-    node.up()
-    generation = node.generation("decode-0")
-    commands = node.tell(RestartAsked("decode-0", immediately=True))
-    assert commands == fenced_and_stopped(generation)
-    assert told(node.exits("decode-0", exit_code=0)) == []
-
-
-def test_restarting_a_worker_drains_it_and_starts_the_next_generation(node):
-    node.up()
-    generation = node.generation("decode-0")
-    node.tell(RestartAsked("decode-0", immediately=False))
-    node.tell(WorkerEmptied(generation))
-    assert spawned(node.exits("decode-0", exit_code=0)) == ["decode-0"]
-
-
-def test_a_drained_worker_can_be_started_again(node):
-    node.up()
-    node.tell(DrainAsked("decode-0"))
-    node.tell(WorkerEmptied(node.generation("decode-0")))
-    node.exits("decode-0", exit_code=0)
-    assert spawned(node.tell(RestartAsked("decode-0", immediately=False))) == ["decode-0"]
-
-
-def test_a_role_change_re_initialises_nothing_and_survives_a_restart(node):
-    node.up()
-    generation = node.generation("decode-0")
-    commands = node.tell(RoleAsked("decode-0", Role.PREFILL))
-    assert told(commands) == [SetWorkerRole(generation=generation, role=Role.PREFILL)]
-    assert len(commands) == 1
-    node.exits("decode-0")
-    node.tell(TimeElapsed(), at_s=0.5)
-    (attach,) = told(node.engine_ready("decode-0"))
-    assert attach.role is Role.PREFILL
-
-
-def test_a_role_that_the_engine_cannot_take_is_refused_and_changes_nothing(node):
-    node.up()
-    node.engine_ready("decode-0", features=())
-    with pytest.raises(RequestError, match="worker decode-0 cannot prefill"):
-        node.tell(RoleAsked("decode-0", Role.PREFILL))
-    assert node.life.slots["decode-0"].role is Role.DECODE
-    assert len(told(node.tell(RoleAsked("decode-0", Role.AGGREGATED)))) == 1
-
-
-def test_a_worker_that_does_not_exist_is_refused_with_the_names_that_do(node):
-    node.up()
-    with pytest.raises(RequestError, match=r"decode-9 .* prefill-0, decode-0"):
-        node.tell(DrainAsked("decode-9"))
-
-
-def test_draining_a_worker_that_is_not_ready_is_refused(node):
-    node.up()
-    node.exits("decode-0")
-    with pytest.raises(RequestError, match="decode-0 is backoff"):
-        node.tell(DrainAsked("decode-0"))

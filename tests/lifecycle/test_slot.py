@@ -20,6 +20,15 @@ def test_a_new_incarnation_inherits_nothing_of_the_last_ones_drain():
     assert slot.after_stop is AfterStop.STAY_DOWN
 
 
+def test_every_incarnation_after_the_first_is_a_restart():
+    slot = Slot(SlotPlan("decode-0", ProcessKind.WORKER))
+    counts = [slot.restarts]
+    for generation in (3, 7, 9):
+        slot.begin(Generation(generation))
+        counts.append(slot.restarts)
+    assert counts == [0, 0, 1, 2]
+
+
 def test_a_draining_worker_says_so_only_while_it_runs():
     slot = Slot(SlotPlan("decode-0", ProcessKind.WORKER))
     slot.draining = True

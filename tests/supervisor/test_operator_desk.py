@@ -4,7 +4,7 @@ import os
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
 from nodeserve.errors import RequestError
 from nodeserve.lifecycle.messages import NodeStarted, ProcessReady
-from nodeserve.lifecycle.node import NodeLife
+from nodeserve.lifecycle.node import NodeLife, NodePhase
 from nodeserve.lifecycle.process import Exited, Phase, StopRequested
 from nodeserve.lifecycle.shutdown import Patience
 from nodeserve.supervisor import operator_desk
@@ -109,7 +109,36 @@ def test_a_drain_is_answered_when_the_worker_is_down():
         life.handle(Exited(), now_s=0.0)
         assert life.phase is Phase.DOWN
         office.desk.look_again()
-        assert (await office.reply()).error is None
+        reply = await office.reply()
+        assert reply.error is None
+        assert reply.detail.startswith("decode-0 is drained and down; ")
+        office.ask(control.DrainRequest(worker="decode-0"))
+        assert (await office.reply()).detail == "decode-0 is drained already, and down"
+
+    in_office(body)
+
+
+def test_a_drain_and_a_restart_that_overtake_each_other_are_answered():
+    async def body(office):
+        slot = office.life.slots["decode-0"]
+        office.ask(control.DrainRequest(worker="decode-0"))
+        slot.generation += 1
+        office.desk.look_again()
+        assert "asked to start again before it was down" in (await office.reply()).error
+        office.ask(control.RestartRequest(worker="decode-0"))
+        slot.wanted, slot.life.phase = False, Phase.DOWN
+        office.desk.look_again()
+        assert "drained before it was ready" in (await office.reply()).error
+
+    in_office(body)
+
+
+def test_a_restart_that_a_stopping_node_cannot_finish_is_answered():
+    async def body(office):
+        office.ask(control.RestartRequest(worker="decode-0"))
+        office.life.phase = NodePhase.DRAINING
+        office.desk.look_again()
+        assert "the node is draining" in (await office.reply()).error
 
     in_office(body)
 

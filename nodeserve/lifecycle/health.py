@@ -1,0 +1,44 @@
+"""What a node lacks of what it should have, in words."""
+
+from typing import Final
+
+from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.slot import Slot
+from nodeserve.lifecycle.slots import Slots
+from nodeserve.wire.kinds import ProcessKind, Role
+
+_DOES: Final = {Role.DECODE: "decodes", Role.PREFILL: "prefills"}
+
+
+def losses(slots: Slots) -> list[str]:
+    """Return what keeps a node from serving with all it should, worst first; empty if nothing.
+
+    A node may do without prefill workers, for the others compute prompts too.
+    """
+    has_prefill = any(slot.role is Role.PREFILL for slot in slots.of_kind(ProcessKind.WORKER))
+    needed = (Role.DECODE, Role.PREFILL) if has_prefill else (Role.DECODE,)
+    lost = (slot for slot in slots.serving() if slot.wanted and slot.life.phase is not Phase.READY)
+    return [
+        *(f"no worker {_DOES[role]}" for role in needed if not _takes(slots, role)),
+        *(f"{slot.name} is {slot.state()}" for slot in lost),
+    ]
+
+
+def last_for(slots: Slots, slot: Slot) -> str | None:
+    """Return what a worker is the last one to do; None where another one does it too."""
+    for role, does in _DOES.items():
+        workers = _takes(slots, role)
+        if slot in workers and len(workers) == 1:
+            return does
+    return None
+
+
+def _takes(slots: Slots, role: Role) -> list[Slot]:
+    """Return the workers that get requests of a role at present."""
+    return [
+        slot
+        for slot in slots.of_kind(ProcessKind.WORKER)
+        if slot.life.phase is Phase.READY
+        and not slot.draining
+        and slot.role in (role, Role.AGGREGATED)
+    ]

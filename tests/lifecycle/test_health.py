@@ -1,0 +1,56 @@
+import pytest
+
+from nodeserve.lifecycle.health import last_for, losses
+from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.slot import SlotPlan
+from nodeserve.lifecycle.slots import Slots
+from nodeserve.wire.kinds import ProcessKind, Role
+
+
+def ready(*roles):
+    """The slots of a node of which everything is ready."""
+    plans = [SlotPlan("dispatcher", ProcessKind.DISPATCHER)]
+    plans += [SlotPlan(f"w-{n}", ProcessKind.WORKER, None, role) for n, role in enumerate(roles)]
+    slots = Slots(plans)
+    for slot in slots.by_name.values():
+        slot.life.phase = Phase.READY
+    return slots
+
+
+@pytest.mark.parametrize(
+    "roles", [(Role.PREFILL, Role.DECODE), (Role.AGGREGATED,), (Role.DECODE, Role.DECODE)]
+)
+def test_a_whole_node_lacks_nothing(roles):
+    assert losses(ready(*roles)) == []
+
+
+def test_a_worker_that_an_operator_wants_down_is_no_loss_where_another_does_its_work():
+    slots = ready(Role.PREFILL, Role.DECODE, Role.DECODE)
+    slots.by_name["w-2"].wanted = False
+    slots.by_name["w-2"].life.phase = Phase.DOWN
+    assert losses(slots) == []
+
+
+def test_a_lost_process_is_named_and_so_is_what_nobody_does():
+    slots = ready(Role.PREFILL, Role.DECODE)
+    slots.by_name["w-1"].life.phase = Phase.BACKOFF
+    assert losses(slots) == ["no worker decodes", "w-1 is backoff"]
+    slots.by_name["dispatcher"].life.phase = Phase.STARTING
+    assert losses(slots)[1] == "dispatcher is starting"
+
+
+def test_drained_prefill_workers_are_missed_and_re_used_ones_are_not():
+    slots = ready(Role.PREFILL, Role.DECODE)
+    slots.by_name["w-0"].draining = True
+    assert losses(slots) == ["no worker prefills"]
+    slots.by_name["w-0"].draining = False
+    slots.by_name["w-0"].role = Role.DECODE
+    assert losses(slots) == []
+
+
+def test_an_aggregated_worker_does_both():
+    slots = ready(Role.PREFILL, Role.DECODE, Role.AGGREGATED)
+    assert [last_for(slots, slots.by_name[f"w-{n}"]) for n in range(3)] == [None, None, None]
+    slots.by_name["w-2"].life.phase = Phase.DOWN
+    workers = [slots.by_name[f"w-{n}"] for n in range(3)]
+    assert [last_for(slots, worker) for worker in workers] == ["prefills", "decodes", None]
