@@ -1,11 +1,13 @@
 """What must hold between a request's flow, the lines it waits in and the books."""
 
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from typing import NamedTuple
 
 from nodeserve.errors import InvariantError
 from nodeserve.ids import RequestId
 from nodeserve.router.books import Books
+from nodeserve.router.fair_queue import FairQueue
 from nodeserve.router.request_flow import Phase, RequestFlow
 
 
@@ -60,6 +62,21 @@ def check_lines(
             has_slot=request_id in books.slots,
         )
         check_waits(flow, waits)
+
+
+def check_tenants(flows: Mapping[RequestId, RequestFlow], queue: FairQueue) -> None:
+    """Check that every listener's account counts its live requests, and no others.
+
+    Raises:
+        InvariantError: One counts others, so that its limit would hold back too many or too few.
+    """
+    counted = {tenant.name: tenant.running + tenant.queued for tenant in queue.snapshots()}
+    alive = Counter(flow.request.listener for flow in flows.values())
+    if alive != Counter({name: count for name, count in counted.items() if count}):
+        raise InvariantError(
+            f"router: listeners have {dict(alive)} live requests, their accounts count {counted};"
+            " report this bug"
+        )
 
 
 def check_booked(flow: RequestFlow, books: Books) -> None:

@@ -1,10 +1,12 @@
 """Who waits for what: the queue, the line for decode slots, and who is started from them."""
 
 from nodeserve.ids import RequestId
-from nodeserve.router.admission import MAX_SKIPPED, PREFILLS_AHEAD, WaitingLine
+from nodeserve.router.admission import MAX_SKIPPED, PREFILLS_AHEAD
 from nodeserve.router.books import Books
-from nodeserve.router.cost import choose_decode, place
-from nodeserve.router.messages import Command, LegKind
+from nodeserve.router.cost import choose_decode, place, uncached_tokens
+from nodeserve.router.decode_line import DecodeLine
+from nodeserve.router.fair_queue import FairQueue
+from nodeserve.router.messages import Command, LegKind, WakeAt
 from nodeserve.router.moves import move_legs
 from nodeserve.router.request_flow import (
     OVER,
@@ -26,35 +28,92 @@ class Lines:
     """
 
     def __init__(
-        self, books: Books, flows: dict[RequestId, RequestFlow], local_prefill_tokens: int
+        self,
+        books: Books,
+        flows: dict[RequestId, RequestFlow],
+        queue: FairQueue,
+        local_prefill_tokens: int,
     ) -> None:
         self._books = books
         self._flows = flows
         self._local_prefill_tokens = local_prefill_tokens
-        self.queue = WaitingLine()
+        self.queue = queue
         # Requests that prefill or have prefilled and that no decode slot is kept for.
-        self.decode_line = WaitingLine()
+        self.decode_line = DecodeLine()
         self.commands: list[Command] = []
+        self._now_s = 0.0
+        self._wakes_at_s: float | None = None
+
+    def begin(self, *, now_s: float) -> None:
+        """Begin with what one event brings about."""
+        self.commands = []
+        self._now_s = now_s
 
     def arrive(self, flow: RequestFlow, max_queued: int) -> None:
-        """Start a new request, or let it wait; it is refused where too many wait already."""
+        """Start a new request, or let it wait; where too many wait already one is refused."""
         request_id = flow.request.request_id
-        if self.queue:
-            # Room is offered to the front of the queue only.
-            if self.queue.push(flow) <= MAX_SKIPPED:
+        self._flows[request_id] = flow
+        tenant = self.queue.tenant_of(flow)
+        tenant.num_flows += 1
+        if self.queue or not tenant.may_start:
+            # Room is offered to the front of each listener's line only.
+            if self.queue.push(flow, now_s=self._now_s) <= MAX_SKIPPED:
                 self.queue.walk(self._try_start)
         elif self._try_start(request_id, 0):
             return
         else:
-            self.queue.push(flow)
-        if request_id in self.queue and len(self.queue) > max_queued:
-            self.queue.discard(request_id)
-            del self._flows[request_id]
+            self.queue.push(flow, now_s=self._now_s)
+        if request_id in self.queue:
+            self._keep_bounds(flow, max_queued)
+            self.wake_in_time()
+
+    def _keep_bounds(self, flow: RequestFlow, max_queued: int) -> None:
+        """Refuse a request where too many wait: this one, or the last of the longest line."""
+        tenant = self.queue.tenant_of(flow)
+        limit = tenant.settings.max_queued
+        if limit is not None and len(tenant.line) > limit:
+            name = tenant.settings.listener
+            why = f"{limit} requests of listener {name} wait already, no more may; try again later"
+            why += " or raise its max_queued_requests"
+        elif len(self.queue) > max_queued:
+            why = f"{max_queued} requests wait already, no more may; try again later or raise"
+            why += " max_queued_requests"
+            longest = self.queue.longest()
+            if len(longest.line) > len(tenant.line) and longest.line[-1].order.new:
+                tenant, flow = longest, self._flows[longest.line[-1].request_id]
+        else:
+            return
+        self.queue.discard(flow.request.request_id)
+        tenant.refused += 1
+        self.close(flow)
+        self.refuse(flow, why)
+
+    def close(self, flow: RequestFlow) -> None:
+        """Forget a request that is over."""
+        del self._flows[flow.request.request_id]
+        self.queue.tenant_of(flow).num_flows -= 1
+
+    def time_has_come(self) -> None:
+        """Fail those who have waited too long, then start whoever fits."""
+        self._wakes_at_s = None
+        for request_id, tenant in self.queue.expire(now_s=self._now_s):
+            flow = self._flows[request_id]
+            self.close(flow)
             self.refuse(
                 flow,
-                f"{max_queued} requests wait already, no more may; try again later or raise"
-                " max_queued_requests",
+                f"it has waited {tenant.settings.queue_timeout_s:g} s to start, longer than"
+                f" listener {tenant.settings.listener} lets requests wait; try again later or"
+                " raise its queue_timeout_s",
             )
+        self.offer_room()
+        self.wake_in_time()
+
+    def wake_in_time(self) -> None:
+        """Ask to be woken when somebody will have waited too long."""
+        at_s = self.queue.next_deadline_s()
+        if at_s is not None and (self._wakes_at_s is None or at_s < self._wakes_at_s):
+            self._wakes_at_s = at_s
+            self.commands.append(WakeAt(at_s))
 
     def offer_room(self) -> None:
         """Start whoever fits now: first those with a prefill behind them.
@@ -70,7 +129,7 @@ class Lines:
         flow = self._flows[request_id]
         cached = self._books.cached(flow.request)
         fleet = self._books.fleet.that_hold(flow.request.prompt_tokens)
-        num_waiting = len(self.decode_line)
+        num_waiting = self.decode_line.num_up_to(self._band(flow)) if self.decode_line else 0
         placement = place(
             flow.request,
             fleet,
@@ -84,18 +143,21 @@ class Lines:
         if placement is None:
             return False
         generation = placement.worker.generation
+        self.queue.charge(flow, uncached_tokens(flow.request, placement.worker, cached))
         if placement.kind is LegKind.WHOLE:
             self.commands += self._books.start_leg(flow, WholePlaced(generation), cached)
             return True
         self.commands += self._books.start_leg(flow, PrefillPlaced(generation), cached)
         if placement.decoder is None:
-            self.decode_line.push(flow)
+            self.decode_line.push(flow, self._band(flow))
         else:
             self._books.keep_slot(flow.request, placement.decoder, cached)
         return True
 
-    def _try_decode(self, request_id: RequestId, _num_passed: int) -> bool:
-        flow = self._flows[request_id]
+    def _band(self, flow: RequestFlow) -> int:
+        return self.queue.tenant_of(flow).settings.priority
+
+    def _try_decode(self, flow: RequestFlow) -> bool:
         has_prefilled = flow.phase is Phase.HANDOFF
         prefiller = flow.lease_owner if has_prefilled else flow.generation
         fleet = self._books.fleet.that_hold(flow.request.prompt_tokens)
@@ -126,9 +188,9 @@ class Lines:
     def line_up(self, flow: RequestFlow) -> None:
         """Let a request wait in the queue, or refuse it where nobody can run it."""
         if (too_large := self._books.why_too_large(flow.request)) is None:
-            self.queue.push(flow)
+            self.queue.push(flow, now_s=self._now_s)
         else:
-            del self._flows[flow.request.request_id]
+            self.close(flow)
             self.refuse(flow, too_large)
 
     def refuse(self, flow: RequestFlow, why: str) -> None:
@@ -139,7 +201,8 @@ class Lines:
     def move_slots(self, view: WorkerView) -> None:
         """Let those for whom a worker kept a decode slot wait for one elsewhere."""
         for request_id in self._books.give_all_slots_back(view):
-            self.decode_line.push(self._flows[request_id])
+            flow = self._flows[request_id]
+            self.decode_line.push(flow, self._band(flow))
 
     def start_over(self, flow: RequestFlow) -> None:
         """After a loss: back to its old place in the queue, or out."""
@@ -149,7 +212,7 @@ class Lines:
             self.line_up(flow)
         elif flow.phase in OVER:
             self.decode_line.discard(request_id)
-            del self._flows[request_id]
+            self.close(flow)
 
     def emit(self, commands: list[Command]) -> None:
         """Pass a flow's commands on and take the leases they release off the books."""

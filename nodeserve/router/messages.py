@@ -30,7 +30,7 @@ class RequestArrived:
     ``block_hashes`` are those of the full blocks of its prompt, first block first; empty where
     the prompt is not plain tokens. ``whole`` requests can't be handed over. What was sent of a
     ``restorable`` request's answer can be restored on another worker.
-    Lower ``priority`` goes first, as in vLLM.
+    Lower ``priority`` goes first among the requests of its listener, as in vLLM.
     """
 
     request_id: RequestId
@@ -40,6 +40,7 @@ class RequestArrived:
     whole: bool = False
     priority: int = 0
     restorable: bool = False
+    listener: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class RequestAborted:
     """The client went away, or its gateway saw a stop string. Unknown ids are ignored."""
 
     request_id: RequestId
+    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,13 @@ class LegStarted:
 
 @dataclass(frozen=True, slots=True)
 class LegFinished:
-    """A leg's last output went to the client: also a prefill leg that ended without handoff."""
+    """A leg's last output went to the client: also a prefill leg that ended without handoff.
+
+    ``output_tokens`` are those of the whole request.
+    """
 
     leg_id: LegId
+    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +151,23 @@ class BlocksRemoved:
 
 
 @dataclass(frozen=True, slots=True)
+class ListenerChanged:
+    """A listener came, or its settings changed: what its requests may take from here on.
+
+    Listeners are tenants. A lower ``priority`` goes first, strictly; those that have the same
+    share the GPUs' time by ``weight``. At most ``max_running`` requests run and ``max_queued``
+    wait; who waits longer than ``queue_timeout_s`` is failed. None sets no limit.
+    """
+
+    listener: str
+    priority: int = 0
+    weight: float = 1.0
+    max_running: int | None = None
+    max_queued: int | None = None
+    queue_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeDraining:
     """New requests are refused from here on."""
 
@@ -168,6 +191,7 @@ Event = (
     | LoadReported
     | BlocksStored
     | BlocksRemoved
+    | ListenerChanged
     | NodeDraining
     | TimeElapsed
 )

@@ -160,9 +160,12 @@ class RequestFlow:
 
     ``generation`` and ``leg_id`` belong to the leg that was placed last; they are None while
     no leg runs, except after an abort while prefilling: a handoff may still come from there.
-    ``arrival`` is the request's number in the order of arrival. ``sent_tokens`` is how much of
-    the answer its client has, as far as was said; ``request`` is what the next leg computes: of
-    a request that goes on elsewhere, what was sent belongs to the prompt.
+    ``arrival`` is the request's number in the order of arrival, ``turn`` that in the order in
+    which requests started. ``paid_s`` are the GPU seconds that its listener was charged when it
+    started, None before, and ``guess_tokens`` the output that was part of them.
+    ``sent_tokens`` is how much of the answer its client has, as far as was said; ``request`` is
+    what the next leg computes: of a request that goes on elsewhere, what was sent belongs to
+    the prompt.
     """
 
     __slots__ = (
@@ -170,15 +173,18 @@ class RequestFlow:
         "arrival",
         "attempt",
         "generation",
+        "guess_tokens",
         "has_output",
         "kind",
         "lease_id",
         "lease_owner",
         "leg_id",
         "lost_workers",
+        "paid_s",
         "phase",
         "request",
         "sent_tokens",
+        "turn",
     )
 
     def __init__(self, request: RequestArrived, arrival: int = 0) -> None:
@@ -189,6 +195,9 @@ class RequestFlow:
         self.phase = Phase.QUEUED
         self.attempt = 0
         self.lost_workers = 0
+        self.turn = 0
+        self.paid_s: float | None = None
+        self.guess_tokens = 0.0
         self.kind: LegKind | None = None
         self.leg_id: LegId | None = None
         self.generation: Generation | None = None

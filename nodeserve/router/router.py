@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from nodeserve.errors import InvariantError
 from nodeserve.ids import RequestId
+from nodeserve.perf_model.request_cost import TYPICAL, RequestCost
 from nodeserve.router.aborted_prefills import AbortedPrefills
 from nodeserve.router.books import Books
-from nodeserve.router.invariants import check_held, check_lines
+from nodeserve.router.fair_queue import FairQueue
+from nodeserve.router.invariants import check_held, check_lines, check_tenants
 from nodeserve.router.lines import Lines
 from nodeserve.router.messages import (
     AnswersCounted,
@@ -21,6 +23,7 @@ from nodeserve.router.messages import (
     Event,
     LegFinished,
     LegStarted,
+    ListenerChanged,
     LoadReported,
     NodeDraining,
     PrefillFinished,
@@ -46,6 +49,7 @@ from nodeserve.router.request_flow import (
     Phase,
     RequestFlow,
 )
+from nodeserve.router.tenant import TenantSnapshot
 from nodeserve.router.worker_view import WorkerSnapshot, WorkerView
 
 MAX_ABORTED_PREFILLS: Final = 4096
@@ -58,11 +62,13 @@ class RouterConfig:
     """The operator's settings for routing.
 
     ``local_prefill_tokens`` is the uncached prompt length up to which a decode worker prefills
-    by itself. ``max_queued_requests`` bounds who waits to start.
+    by itself. ``max_queued_requests`` bounds who waits to start. ``cost`` is what listeners are
+    charged by.
     """
 
     local_prefill_tokens: int = 0
     max_queued_requests: int = 10_000
+    cost: RequestCost = TYPICAL
 
 
 class Router:
@@ -78,7 +84,8 @@ class Router:
         self._num_arrivals = 0
         self._aborted_prefills = AbortedPrefills(MAX_ABORTED_PREFILLS)
         self._books = Books()
-        self._lines = Lines(self._books, self._flows, config.local_prefill_tokens)
+        self._queue = FairQueue(config.cost)
+        self._lines = Lines(self._books, self._flows, self._queue, config.local_prefill_tokens)
         self._node_draining = False
         self._node_drained = False
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
@@ -95,33 +102,36 @@ class Router:
             LoadReported: self._load_reported,
             BlocksStored: self._books.blocks_stored,
             BlocksRemoved: self._books.blocks_removed,
+            ListenerChanged: self._listener_changed,
             NodeDraining: self._node_begins_to_drain,
-            TimeElapsed: lambda _: self._lines.offer_room(),
+            TimeElapsed: lambda _: self._lines.time_has_come(),
         }
 
     @property
     def queued_count(self) -> int:
         """Count the requests that wait to start."""
-        return len(self._lines.queue)
+        return len(self._queue)
 
     @property
     def running_count(self) -> int:
         """Count the requests that have started and are not over."""
-        return len(self._flows) - len(self._lines.queue)
+        return len(self._flows) - len(self._queue)
 
     def views(self) -> tuple[WorkerSnapshot, ...]:
         """Return every attached worker's account, in the order of attaching."""
         return tuple(view.snapshot() for view in self._books.views.values())
 
-    def handle(self, event: Event, *, now_s: float) -> list[Command]:  # noqa: ARG002
-        """Apply one event and return what the caller must now do, in order.
+    def tenants(self) -> tuple[TenantSnapshot, ...]:
+        """Return every listener's account, in the order in which they came."""
+        return self._queue.snapshots()
 
-        ``now_s`` is there because every core takes it; no decision depends on time yet.
+    def handle(self, event: Event, *, now_s: float) -> list[Command]:
+        """Apply one event and return what the caller must now do, in order.
 
         Raises:
             InvariantError: A request id or a generation was used twice; nothing changed.
         """
-        self._lines.commands = []
+        self._lines.begin(now_s=now_s)
         self._handlers[type(event)](event)
         if self._node_draining or self._books.some_drain:
             self._report_drained()
@@ -134,7 +144,9 @@ class Router:
             InvariantError: Something would leak, run twice or be lost.
         """
         self._books.check()
-        check_lines(self._flows, self._books, self._lines.queue, self._lines.decode_line)
+        self._queue.check()
+        check_lines(self._flows, self._books, self._queue, self._lines.decode_line)
+        check_tenants(self._flows, self._queue)
         check_held(self._flows, self._books, self._aborted_prefills.flows())
 
     # ------------------------------------------------------------------------- requests
@@ -153,14 +165,15 @@ class Router:
         if (too_large := self._books.why_too_large(event)) is not None:
             self._lines.refuse(flow, too_large)
             return
-        self._flows[request_id] = flow
         self._lines.arrive(flow, self._config.max_queued_requests)
 
     def _request_aborted(self, event: RequestAborted) -> None:
-        flow = self._flows.pop(event.request_id, None)
+        flow = self._flows.get(event.request_id)
         if flow is None:
             return
-        self._lines.queue.discard(event.request_id)
+        self._lines.close(flow)
+        self._queue.discard(event.request_id)
+        self._queue.settle(flow, event.output_tokens)
         self._lines.leave_decode_line(flow)
         was_prefilling = flow.phase is Phase.PREFILL
         leg_id = flow.leg_id
@@ -211,7 +224,8 @@ class Router:
             return
         self._books.end_leg(flow)
         self._lines.leave_decode_line(flow)
-        del self._flows[flow.request.request_id]
+        self._lines.close(flow)
+        self._queue.settle(flow, event.output_tokens)
         self._lines.emit(flow.handle(LegEnded()))
         self._lines.offer_room()
 
@@ -267,6 +281,11 @@ class Router:
         view.report(event)
         if was_pressed and not view.is_pressed:
             self._lines.offer_room()
+
+    def _listener_changed(self, event: ListenerChanged) -> None:
+        self._queue.change_listener(event)
+        self._lines.offer_room()
+        self._lines.wake_in_time()
 
     def _node_begins_to_drain(self, _event: NodeDraining) -> None:
         self._node_draining = True

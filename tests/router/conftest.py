@@ -14,8 +14,8 @@ class Talk:
     def __init__(self, config: RouterConfig) -> None:
         self.router = Router(config)
 
-    def __call__(self, event: Event) -> list[Command]:
-        commands = self.router.handle(event, now_s=0.0)
+    def __call__(self, event: Event, now_s: float = 0.0) -> list[Command]:
+        commands = self.router.handle(event, now_s=now_s)
         self.router.check()
         return commands
 

@@ -15,9 +15,12 @@ def attached(generation: Generation, role: Role, *, num_blocks: int = 1000) -> W
     return WorkerAttached(generation, role, num_blocks, BLOCK, max_num_seqs=64)
 
 
-def arrived(name: str = "r1", *, blocks: int = 10, priority: int = 0) -> RequestArrived:
+def arrived(
+    name: str = "r1", *, blocks: int = 10, priority: int = 0, listener: str = ""
+) -> RequestArrived:
     """Make a request that takes ``blocks`` in a prefill leg and one more in a decode leg."""
-    return RequestArrived(RequestId(name), blocks * BLOCK, BLOCK, priority=priority)
+    tokens = blocks * BLOCK
+    return RequestArrived(RequestId(name), tokens, BLOCK, priority=priority, listener=listener)
 
 
 def zero(talk) -> bool:

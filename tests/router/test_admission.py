@@ -1,27 +1,17 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nodeserve.ids import Generation, LeaseId, LegId, RequestId
 from nodeserve.router.admission import (
-    MAX_OVERTAKEN,
-    MAX_SKIPPED,
     OUTPUT_LOOKAHEAD_TOKENS,
-    WaitingLine,
     blocks_for,
     has_room,
     tokens_for,
 )
 from nodeserve.router.messages import LegKind, LoadReported, RequestArrived, WorkerAttached
-from nodeserve.router.request_flow import RequestFlow
 from nodeserve.router.worker_view import Lease, PlacedLeg, WorkerView
 from nodeserve.wire.kinds import Role
 
 EVERY_KIND = pytest.mark.parametrize("kind", LegKind)
-
-
-def flow(name: str, arrival: int, priority: int = 0) -> RequestFlow:
-    return RequestFlow(RequestArrived(RequestId(name), 1, 1, priority=priority), arrival)
 
 
 @pytest.fixture
@@ -81,107 +71,3 @@ def test_a_pressed_engine_gets_no_more_to_generate(view):
     assert has_room(view, LegKind.PREFILL, 1)
     view.end_leg(LegId("a"))
     assert has_room(view, LegKind.WHOLE, 1)
-
-
-def test_a_line_goes_by_priority_then_arrival():
-    line = WaitingLine()
-    assert line.push(flow("b", 2)) == 0
-    assert line.push(flow("c", 3)) == 1
-    assert line.push(flow("a", 1)) == 0
-    assert line.push(flow("urgent", 4, priority=-1)) == 0
-    assert line.request_ids() == ["urgent", "a", "b", "c"]
-
-
-def test_a_line_starts_all_who_fit_and_keeps_the_rest_in_order():
-    line = WaitingLine()
-    for number in range(6):
-        line.push(flow(str(number), number))
-    offered = []
-
-    def try_start(request_id, num_passed):
-        offered.append((request_id, num_passed))
-        return int(request_id) % 2 == 0
-
-    line.walk(try_start)
-    assert offered == [("0", 0), ("1", 0), ("2", 1), ("3", 1), ("4", 2), ("5", 2)]
-    assert line.request_ids() == ["1", "3", "5"]
-    assert "0" not in line
-    assert "1" in line
-
-
-def test_a_walk_looks_past_only_a_few_who_do_not_fit():
-    line = WaitingLine()
-    for number in range(20):
-        line.push(flow(str(number), number))
-    offered: list[str] = []
-
-    def refuse(request_id, _):
-        offered.append(request_id)
-        return False
-
-    line.walk(refuse)
-    assert len(offered) == MAX_SKIPPED + 1
-    assert len(line) == 20
-
-
-def test_whoever_was_passed_too_often_blocks_the_line_until_it_fits():
-    line = WaitingLine()
-    line.push(flow("big", 0))
-    room = {"small"}
-
-    def try_start(request_id, _):
-        return request_id.rstrip("0123456789") in room
-
-    for number in range(1, MAX_OVERTAKEN + 10):
-        line.push(flow(f"small{number}", number))
-        line.walk(try_start)
-    assert len(line) == 10
-    room.add("big")
-    line.walk(try_start)
-    assert len(line) == 0
-
-
-def test_discarding_takes_out_one_and_ignores_strangers():
-    line = WaitingLine()
-    line.push(flow("a", 1))
-    line.push(flow("b", 2))
-    line.discard(RequestId("a"))
-    line.discard(RequestId("a"))
-    assert line.request_ids() == ["b"]
-    assert len(line) == 1
-
-
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("push"), st.integers(-1, 1)),
-            st.tuples(st.just("discard"), st.integers(0, 10)),
-            st.tuples(st.just("walk"), st.sets(st.integers(0, 30))),
-        ),
-        max_size=30,
-    )
-)
-def test_a_line_is_always_sorted_and_loses_nobody(steps):
-    line, waiting, arrivals = WaitingLine(), {}, 0
-    for step, value in steps:
-        if step == "push":
-            arrivals += 1
-            line.push(flow(str(arrivals), arrivals, priority=value))
-            waiting[str(arrivals)] = (value, arrivals)
-        elif step == "discard":
-            line.discard(RequestId(str(value)))
-            waiting.pop(str(value), None)
-        else:
-            started: list[str] = []
-
-            def try_start(request_id, _, fits=value, started=started):
-                if int(request_id) in fits:
-                    started.append(request_id)
-                    return True
-                return False
-
-            line.walk(try_start)
-            for request_id in started:
-                del waiting[request_id]
-        assert line.request_ids() == sorted(waiting, key=waiting.__getitem__)
-        assert len(line) == len(waiting)

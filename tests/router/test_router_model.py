@@ -16,6 +16,7 @@ from nodeserve.router.messages import (
     LegFinished,
     LegKind,
     LegStarted,
+    ListenerChanged,
     LoadReported,
     NodeDraining,
     PrefillFinished,
@@ -38,6 +39,9 @@ from nodeserve.wire.kinds import Role
 BLOCK = 4
 PICK = st.integers(0, 1 << 30)
 BLOCKS = st.integers(1, 12)
+LISTENERS = ("chat", "batch", "urgent")
+MAX_RUNNING, MAX_QUEUED = 2, 2
+TIMEOUT_S = 5.0
 
 
 def once_in(number: int) -> st.SearchStrategy[bool]:
@@ -85,6 +89,10 @@ class NodeMachine(RuleBasedStateMachine):
         self.leg_ids: set[LegId] = set()
         self.draining = False
         self.node_drained = False
+        self.now_s = 0.0
+        self.wakes_at_s: float | None = None
+        self.tell(ListenerChanged("batch", max_running=MAX_RUNNING, queue_timeout_s=TIMEOUT_S))
+        self.tell(ListenerChanged("urgent", priority=-1, max_queued=MAX_QUEUED))
         for role, blocks in zip((*Role, Role.PREFILL), sizes, strict=True):
             if blocks % 4 or role is not Role.AGGREGATED:
                 self.attach(role, blocks, 4)
@@ -92,7 +100,7 @@ class NodeMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------------ the node's side
 
     def tell(self, event: Event) -> None:
-        for command in self.router.handle(event, now_s=0.0):
+        for command in self.router.handle(event, now_s=self.now_s):
             self.carry_out(command)
 
     def carry_out(self, command: Command) -> None:
@@ -118,7 +126,8 @@ class NodeMachine(RuleBasedStateMachine):
                 assert not any((self.node_drained, self.live))
                 self.node_drained = True
             case WakeAt():
-                raise AssertionError(command)
+                assert command.at_s > self.now_s
+                self.wakes_at_s = command.at_s
 
     def start_leg(self, command: StartLeg) -> None:
         worker = self.workers[command.generation]
@@ -188,8 +197,11 @@ class NodeMachine(RuleBasedStateMachine):
             hashes = self.hashes(family, blocks)
             tokens = blocks * BLOCK + 1
             restorable = self.requests % 2 == 0
+            listener = LISTENERS[self.requests % 3]
             self.tell(
-                RequestArrived(request_id, tokens, output, hashes, whole, priority, restorable)
+                RequestArrived(
+                    request_id, tokens, output, hashes, whole, priority, restorable, listener
+                )
             )
             assert not self.draining or request_id in self.ended
 
@@ -305,6 +317,13 @@ class NodeMachine(RuleBasedStateMachine):
             assert self.router.views() == before
         self.tell(TimeElapsed())
 
+    @rule(seconds=st.sampled_from([0.5, 1.0, 3.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
+        if self.wakes_at_s is not None and self.wakes_at_s <= self.now_s:
+            self.wakes_at_s = None
+            self.tell(TimeElapsed())
+
     # ----------------------------------------------------------------------- what holds
 
     @invariant()
@@ -316,6 +335,16 @@ class NodeMachine(RuleBasedStateMachine):
             assert view.prefill_legs + view.decode_legs + view.whole_legs == len(worker.legs)
             assert view.leases == len(worker.leases)
             assert not (view.draining and view.decode_slots)
+
+    @invariant()
+    def listeners_keep_to_their_limits(self) -> None:
+        queue = self.router._queue
+        tenants = {tenant.name: tenant for tenant in self.router.tenants()}
+        assert tenants["batch"].running <= MAX_RUNNING
+        assert len(queue._tenants["urgent"].since_s) <= MAX_QUEUED
+        deadline_s = queue.next_deadline_s()
+        assert deadline_s is None or self.wakes_at_s is not None
+        assert deadline_s is None or self.now_s < deadline_s
 
     @invariant()
     def nobody_waits_beside_an_idle_node(self) -> None:
