@@ -2,17 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
+from typing import Final
 
 import click
 import openai
 
 from nodeserve import connect
-from nodeserve.cli.connection import Node, nobody_answers
+from nodeserve.cli.connection import Node, ask, nobody_answers
 from nodeserve.cli.footer import describe, find_trace
 from nodeserve.config.listeners import read_api_keys
 from nodeserve.errors import CapacityError, NodeserveError, PeerError, RequestError
+from nodeserve.wire.control import StatusReply, StatusRequest
+
+SIMULATED_TOKENS: Final = 128
 
 
 def client_of(node: Node, api_key_file: str | None) -> openai.OpenAI:
@@ -21,21 +26,45 @@ def client_of(node: Node, api_key_file: str | None) -> openai.OpenAI:
     return connect(node.socket, api_key=key)
 
 
+@dataclass(slots=True)
+class Answer:
+    """What a node has said so far; ``begun`` once it has said anything at all."""
+
+    begun: bool = False
+    answer_id: str = ""
+    parts: list[str] = field(default_factory=list)
+    finish: str | None = None
+
+    def take(self, answer_id: str, text: str | None, finish: str | None) -> None:
+        """Take in one chunk of the stream, and print it."""
+        self.answer_id = answer_id
+        self.finish = finish or self.finish
+        if text:
+            self.parts.append(text)
+            click.echo(text, nl=False)
+
+    def end_line(self) -> None:
+        """End the line of an answer that broke off, so that what follows has its own."""
+        if self.parts:
+            click.echo()
+
+
 @contextmanager
-def errors_of(node: Node) -> Iterator[None]:
-    """Turn the client's errors into ours.
+def errors_of(node: Node) -> Iterator[Answer]:
+    """Turn the client's errors into ours; the block notes what it hears in the Answer.
 
     Raises:
         PeerError: Nobody answers, the answer broke off, or the node failed.
         RequestError: The node refuses the request.
         CapacityError: It has no room for it at present.
     """
+    answer = Answer()
     try:
-        yield
+        yield answer
     except openai.APIConnectionError as error:
-        if node.socket.exists():
-            raise PeerError(f"nodeserve at {node.socket}: the answer broke off: {error}") from error
-        raise nobody_answers(node) from error
+        if not answer.begun and not node.socket.exists():
+            raise nobody_answers(node) from error
+        raise PeerError(f"nodeserve at {node.socket} {_how_it_broke(node, answer)}") from error
     except openai.APIStatusError as error:
         kind = _kind_of_status(error.status_code)
         raise kind(
@@ -43,6 +72,14 @@ def errors_of(node: Node) -> Iterator[None]:
         ) from error
     except openai.APIError as error:
         raise PeerError(f"nodeserve at {node.socket}: {error.message}") from error
+
+
+def _how_it_broke(node: Node, answer: Answer) -> str:
+    if not node.socket.exists():
+        return "cut the answer off: it was stopped before the answer was whole"
+    if not answer.begun:
+        return "ended the connection without an answer; see `nodeserve status`, then ask again"
+    return "broke the answer off: its gateway or dispatcher went away; ask again"
 
 
 def _kind_of_status(code: int) -> type[NodeserveError]:
@@ -63,8 +100,28 @@ def first_model(client: openai.OpenAI) -> str:
     return client.models.list().data[0].id
 
 
-def show_footer(node: Node, answer_id: str) -> None:
-    """Print the footer of an answer to stderr, dimmed, where the daemon knows the answer."""
-    trace = find_trace(node, answer_id)
+def finish_answer(node: Node, answer: Answer) -> None:
+    """End an answer's text and print its footer to stderr, dimmed, where the daemon knows it.
+
+    Raises:
+        PeerError: The stream held no answer.
+    """
+    if not answer.answer_id:
+        raise PeerError(f"nodeserve at {node.socket}: the stream held no answer")
+    click.echo()
+    trace = find_trace(node, answer.answer_id)
     if trace is not None:
-        click.secho(describe(trace), dim=True, err=True)
+        click.secho(describe(trace, answer.finish), dim=True, err=True)
+
+
+def bound_of_simulated(node: Node) -> int | None:
+    """Return how long an answer of simulated tokens may be; None where an engine is real.
+
+    Simulated engines hardly ever end by themselves. Nobody is asked for long: a node that does
+    not say what it is gets no bound.
+    """
+    try:
+        simulated = ask(node, StatusRequest(), StatusReply).simulate is not None
+    except NodeserveError:
+        return None
+    return SIMULATED_TOKENS if simulated else None

@@ -6,15 +6,21 @@ import click
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
-from nodeserve.cli.answers import client_of, errors_of, first_model, show_footer
+from nodeserve.cli.answers import (
+    Answer,
+    bound_of_simulated,
+    client_of,
+    errors_of,
+    finish_answer,
+    first_model,
+)
 from nodeserve.cli.connection import Node, find_node, node_options
-from nodeserve.errors import PeerError
 
 
 @click.command("chat")
 @click.argument("message", required=False)
 @click.option("--system", metavar="TEXT", help="A system message before the first turn.")
-@click.option("--max-tokens", type=int, metavar="N", help="Length of an answer at most.")
+@click.option("--max-tokens", type=int, metavar="N", help="Tokens of an answer at most.")
 @click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token.")
 @click.option(
     "--api-key-file", type=click.Path(), metavar="FILE", help="If the listener asks for a key."
@@ -34,10 +40,15 @@ def command(
     answer.
     """
     node = find_node(place["socket"], place["runtime_dir"])
-    with errors_of(node):
+    with errors_of(node) as heard:
         client = client_of(node, api_key_file)
         talk = Talk(node, client, first_model(client))
-        talk.limits(max_tokens, temperature)
+        heard.begun = True
+        bound = bound_of_simulated(node) if max_tokens is None else None
+        if bound is not None:
+            hint = f"simulated tokens, at most {bound} of them; --max-tokens asks for more"
+            click.secho(hint, dim=True, err=True)
+        talk.limits(bound if max_tokens is None else max_tokens, temperature)
         if system is not None:
             talk.messages.append({"role": "system", "content": system})
         if message is not None:
@@ -50,7 +61,7 @@ def command(
             try:
                 talk.turn(said)
             except KeyboardInterrupt:
-                click.echo()
+                continue
 
 
 class Talk:
@@ -75,11 +86,10 @@ class Talk:
         An answer that is interrupted leaves no trace in the talk.
 
         Raises:
-            PeerError: The stream ended without an answer.
+            PeerError: The stream held no answer.
         """
         self.messages.append({"role": "user", "content": said})
-        answered: list[str] = []
-        answer_id = ""
+        answer = Answer()
         try:
             with self.client.chat.completions.create(
                 model=self.model,
@@ -89,19 +99,14 @@ class Talk:
                 temperature=self._temperature,
             ) as stream:
                 for chunk in stream:
-                    answer_id = chunk.id
-                    text = chunk.choices[0].delta.content if chunk.choices else None
-                    if text:
-                        answered.append(text)
-                        click.echo(text, nl=False)
+                    for choice in chunk.choices:
+                        answer.take(chunk.id, choice.delta.content, choice.finish_reason)
         except BaseException:
             self.messages.pop()
+            answer.end_line()
             raise
-        if not answer_id:
-            raise PeerError(f"nodeserve at {self.node.socket}: the stream held no answer")
-        click.echo()
-        self.messages.append({"role": "assistant", "content": "".join(answered)})
-        show_footer(self.node, answer_id)
+        self.messages.append({"role": "assistant", "content": "".join(answer.parts)})
+        finish_answer(self.node, answer)
 
 
 def _ask_user() -> str:

@@ -5,9 +5,8 @@ import sys
 import click
 import openai
 
-from nodeserve.cli.answers import client_of, errors_of, first_model, show_footer
+from nodeserve.cli.answers import client_of, errors_of, finish_answer, first_model
 from nodeserve.cli.connection import find_node, node_options
-from nodeserve.errors import PeerError
 
 
 @click.command("complete")
@@ -34,20 +33,22 @@ def command(
 ) -> None:
     """Print how the model continues PROMPT, as it comes. PROMPT may be - for standard input."""
     node = find_node(place["socket"], place["runtime_dir"])
-    answer_id = ""
-    with errors_of(node):
+    with errors_of(node) as answer:
         client = client_of(node, api_key_file)
-        with client.completions.create(
-            model=first_model(client),
-            prompt=sys.stdin.read() if prompt == "-" else prompt,
-            max_tokens=max_tokens,
-            temperature=openai.omit if temperature is None else temperature,
-            stream=True,
-        ) as stream:
-            for chunk in stream:
-                answer_id = chunk.id
-                click.echo(chunk.choices[0].text if chunk.choices else "", nl=False)
-    if not answer_id:
-        raise PeerError(f"nodeserve at {node.socket}: the stream held no answer")
-    click.echo()
-    show_footer(node, answer_id)
+        model = first_model(client)
+        answer.begun = True
+        try:
+            with client.completions.create(
+                model=model,
+                prompt=sys.stdin.read() if prompt == "-" else prompt,
+                max_tokens=max_tokens,
+                temperature=openai.omit if temperature is None else temperature,
+                stream=True,
+            ) as stream:
+                for chunk in stream:
+                    for choice in chunk.choices:
+                        answer.take(chunk.id, choice.text, choice.finish_reason)
+        except BaseException:
+            answer.end_line()
+            raise
+    finish_answer(node, answer)

@@ -12,6 +12,8 @@ from nodeserve.wire.status import RequestTrace
 
 _TRIES: Final = 5
 _BETWEEN_S: Final = 0.1
+_LEAST_FOR_RATE: Final = 8
+"""Tokens that an answer must have before its speed says more than how long one step took."""
 
 
 def find_trace(
@@ -35,8 +37,12 @@ def find_trace(
     return None
 
 
-def describe(trace: RequestTrace) -> str:
-    """Return workers, handoff, time to first token and speed in one line."""
+def describe(trace: RequestTrace, finish: str | None = None) -> str:
+    """Return workers, handoff, time to first token and speed in one line.
+
+    ``finish`` is why the answer ended, as its client was told: a stop string, which the gateway
+    finds, ends a trace as an abort.
+    """
     workers = [name for name in (trace.prefill_worker, trace.decode_worker) if name is not None]
     parts = [" → ".join(dict.fromkeys(workers))] if workers else []
     if trace.handoff_bytes:
@@ -44,6 +50,10 @@ def describe(trace: RequestTrace) -> str:
     parts.append(f"{trace.prompt_tokens} prompt tokens ({trace.cached_tokens} cached)")
     parts.append(f"TTFT {trace.ttft_ms:.0f} ms")
     decode_s = (trace.total_ms - trace.ttft_ms) / 1000
-    if trace.output_tokens > 1 and decode_s > 0:
+    if trace.output_tokens >= _LEAST_FOR_RATE and decode_s > 0:
         parts.append(f"{(trace.output_tokens - 1) / decode_s:.1f} tokens/s")
+    if trace.resumed:
+        parts.append(f"went on at another worker {trace.resumed}x")
+    if finish not in (None, "stop"):
+        parts.append(f"ended by {finish} after {trace.output_tokens} tokens")
     return " · ".join(parts)

@@ -53,6 +53,8 @@ def to_text(reply: StatusReply) -> str:
     versions = [f"nodeserve {reply.version}", f"model {reply.model}"]
     if reply.vllm_version is not None:  # what engines say, once one is ready
         versions.insert(1, f"vLLM {reply.vllm_version}")
+    if reply.simulate is not None:
+        versions.append(f"simulates {reply.simulate}")
     lines = [
         (
             f"{reply.served_model_name} is {reply.state} at {reply.socket}, "

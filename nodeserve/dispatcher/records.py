@@ -43,6 +43,7 @@ class ClientRequest:
     handoff_s: float = 0.0
     prefill_worker: str | None = None
     decode_worker: str | None = None
+    resumed: int = 0
 
 
 @dataclass(slots=True, eq=False)

@@ -237,6 +237,7 @@ class Steps:
     def _start_again(self, leg: Leg, codec: OutputCodec, output: list[Any]) -> None:
         """Take the first output behind restored ones; its gateway knows of one beginning only."""
         self._counters.resumed_requests += 1
+        leg.request.resumed += 1
         for index in (codec.prefill_stats, codec.events):
             if codec.field(output, index) is not None:
                 codec.put(output, index, None)

@@ -93,5 +93,6 @@ class Traces:
                 handoff_ms=request.handoff_s * 1000,
                 ttft_ms=(first_s - request.arrived_s) * 1000 if first_s is not None else 0.0,
                 total_ms=(now_s - request.arrived_s) * 1000,
+                resumed=request.resumed,
             )
         )

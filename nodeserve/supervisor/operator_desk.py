@@ -173,6 +173,7 @@ class OperatorDesk:
             ),
             requests=requests,
             detail=self._life.detail,
+            simulate=self._config.simulate,
         )
 
     def _own_socket(self) -> str:

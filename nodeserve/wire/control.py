@@ -225,6 +225,7 @@ class StatusReply(_Message, frozen=True, kw_only=True):
     processes: tuple[ProcessStatus, ...]
     requests: DispatcherStatus | None = None
     detail: str | None = None
+    simulate: str | None = None
 
 
 class DrainRequest(_Message, frozen=True, kw_only=True):

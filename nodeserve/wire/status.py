@@ -60,6 +60,7 @@ class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
     handoff_ms: float = 0.0
     ttft_ms: float = 0.0
     total_ms: float = 0.0
+    resumed: int = 0
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,10 +11,15 @@ from typing import Any, ClassVar
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Streams each word it was last sent; 400 for the word ``bad``, nothing for ``empty``."""
+    """Streams each word it was last sent; 400 for the word ``bad``, nothing for ``empty``.
+
+    After the word ``cut`` it breaks off, after ``gone`` with its socket removed. The last word's
+    chunk ends by ``finish_reason``.
+    """
 
     protocol_version = "HTTP/1.1"
     asked: ClassVar[list[dict[str, Any]]]
+    finish_reason: ClassVar[str] = "stop"
 
     def do_GET(self) -> None:
         self._write(200, json.dumps({"object": "list", "data": [{"id": "tiny"}]}).encode())
@@ -27,9 +32,15 @@ class Handler(BaseHTTPRequestHandler):
             self._write(400, json.dumps({"error": {"message": "not that"}}).encode())
             return
         words = [] if said == "empty" else said.split()
-        events = [self._chunk(word, chat="messages" in body) for word in words]
+        cut = words[-1:] in (["cut"], ["gone"])
+        events = [self._chunk(word, chat="messages" in body) for word in words[: -cut or None]]
+        if events:
+            events[-1]["choices"][0]["finish_reason"] = None if cut else self.finish_reason
         lines = [f"data: {json.dumps(event)}\n\n" for event in events]
-        self._write(200, "".join([*lines, "data: [DONE]\n\n"]).encode(), "text/event-stream")
+        if words[-1:] == ["gone"]:
+            Path(self.server.server_address).unlink()
+        ending = [] if cut else ["data: [DONE]\n\n"]
+        self._write(200, "".join([*lines, *ending]).encode(), "text/event-stream", more=cut)
 
     @staticmethod
     def _chunk(word: str, *, chat: bool) -> dict[str, Any]:
@@ -37,12 +48,15 @@ class Handler(BaseHTTPRequestHandler):
             return {"id": "chatcmpl-1", "choices": [{"index": 0, "delta": {"content": f"{word};"}}]}
         return {"id": "cmpl-1", "choices": [{"index": 0, "text": f"{word};"}]}
 
-    def _write(self, status: int, body: bytes, kind: str = "application/json") -> None:
+    def _write(
+        self, status: int, body: bytes, kind: str = "application/json", *, more: bool = False
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + more))
         self.end_headers()
         self.wfile.write(body)
+        self.close_connection = self.close_connection or more
 
     def address_string(self) -> str:
         return "unix"
@@ -52,11 +66,12 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(path: Path) -> Iterator[list[dict[str, Any]]]:
+def serving(path: Path, finished_by: str = "stop") -> Iterator[list[dict[str, Any]]]:
     """Serve at ``path`` and yield the bodies that clients sent so far."""
 
     class Fresh(Handler):
         asked: ClassVar[list[dict[str, Any]]] = []
+        finish_reason: ClassVar[str] = finished_by
 
     with socketserver.ThreadingUnixStreamServer(str(path), Fresh) as server:
         server.daemon_threads = True

@@ -26,7 +26,8 @@ def test_a_connection_that_never_was_says_that_nobody_answers(node):
 
 def test_a_connection_that_broke_says_so(node):
     node.socket.touch()
-    assert "the answer broke off" in raised(node, openai.APIConnectionError(request=REQUEST))
+    said = raised(node, openai.APIConnectionError(request=REQUEST))
+    assert "ended the connection without an answer; see `nodeserve status`" in said
 
 
 def test_an_error_in_the_stream_is_shown(node):

@@ -75,6 +75,16 @@ def test_a_talk_on_a_terminal_prompts_and_ends_on_an_empty_line(asked, daemon):
     assert prompts.count(b">") == 2
 
 
+def test_simulated_answers_are_bounded_unless_told_otherwise(daemon, run):
+    requests = DispatcherStatus(call_id=1, recent=(TRACE,))
+    daemon.answers = [a_status(requests=requests, simulate="8xh100-sxm")]
+    with serving(daemon.socket) as bodies:
+        result = run("chat", "one", "--socket", daemon.socket)
+        run("chat", "one", "--max-tokens", 500, "--socket", daemon.socket)
+    assert [body["max_tokens"] for body in bodies] == [128, 500]
+    assert "simulated tokens, at most 128 of them; --max-tokens asks for more" in result.stderr
+
+
 def test_a_message_may_come_from_standard_input(asked, daemon, run):
     assert run("chat", "-", "--socket", daemon.socket, input="a b").stdout == "a;b;\n"
 

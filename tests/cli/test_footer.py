@@ -1,3 +1,6 @@
+import msgspec
+import pytest
+
 from nodeserve.cli.connection import find_node
 from nodeserve.cli.footer import describe, find_trace
 from nodeserve.wire.control import DispatcherStatus
@@ -45,6 +48,30 @@ def test_a_worker_that_did_both_is_named_once():
         total_ms=3.0,
     )
     assert describe(trace) == "decode-0 · 1 prompt tokens (0 cached) · TTFT 3 ms"
+
+
+def test_a_few_tokens_have_no_speed():
+    def rate(tokens):
+        return "tokens/s" in describe(msgspec.structs.replace(TRACE, output_tokens=tokens))
+
+    assert [rate(tokens) for tokens in (1, 3, 7, 8)] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("finish", "tail"),
+    [
+        (None, "50.0 tokens/s"),
+        ("stop", "50.0 tokens/s"),
+        ("length", "ended by length after 11 tokens"),
+    ],
+)
+def test_an_end_that_is_not_the_models_own_is_shown(finish, tail):
+    assert describe(TRACE, finish).endswith(f" · {tail}")
+
+
+def test_an_answer_that_was_resumed_says_so():
+    shown = describe(msgspec.structs.replace(TRACE, resumed=2))
+    assert shown.endswith("went on at another worker 2x")
 
 
 def test_a_trace_that_comes_late_is_waited_for(daemon):

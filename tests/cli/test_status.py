@@ -45,6 +45,12 @@ def test_a_degraded_node_says_why():
     assert lines[1] == "degraded: no worker decodes"
 
 
+def test_a_simulated_node_says_so():
+    shown = to_text(a_status(simulate="8xh100-sxm"))
+    assert "model /models/tiny, simulates 8xh100-sxm" in shown
+    assert "simulates" not in to_text(a_status())
+
+
 def test_json_is_printed_when_asked_for(daemon, run):
     daemon.answers = [a_status()]
     result = run("status", "--json", "--socket", daemon.socket)

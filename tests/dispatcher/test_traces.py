@@ -63,7 +63,7 @@ def test_trace_says_when_and_how_long() -> None:
     (trace,) = traces.recent
     assert (trace.request_id, trace.listener, trace.finish) == ("w1", "chat", "stop")
     assert (trace.ttft_ms, trace.total_ms) == (500.0, 2000.0)
-    assert (trace.prompt_tokens, trace.output_tokens) == (7, 3)
+    assert (trace.prompt_tokens, trace.output_tokens, trace.resumed) == (7, 3, 0)
 
 
 def test_last_requests_are_kept_and_no_more() -> None:

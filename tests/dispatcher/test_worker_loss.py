@@ -84,7 +84,7 @@ async def test_answer_goes_on_at_another_worker_behind_what_was_sent(tmp_path: P
         status = await node.status_with(lambda status: status.finished_requests == 1)
         assert (status.resumed_requests, status.failed_requests) == (1, 0)
         (trace,) = status.recent
-        assert (trace.output_tokens, trace.cached_tokens) == (5, 4)
+        assert (trace.output_tokens, trace.cached_tokens, trace.resumed) == (5, 4, 1)
 
 
 async def test_answer_with_the_prompts_logprobs_is_not_begun_twice(tmp_path: Path) -> None:
