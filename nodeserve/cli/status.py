@@ -8,7 +8,7 @@ import msgspec
 
 from nodeserve.cli.connection import ask, find_node, node_options
 from nodeserve.wire.control import DispatcherStatus, StatusReply, StatusRequest
-from nodeserve.wire.status import ProcessStatus, Quantiles
+from nodeserve.wire.status import ListenerLoad, ProcessStatus, Quantiles
 
 _HEADINGS: Final = (
     "NAME",
@@ -23,6 +23,8 @@ _HEADINGS: Final = (
     "WAIT",
     "KV",
 )
+
+_LISTENER_HEADINGS: Final = ("LISTENER", "RUN", "WAIT", "REFUSED", "EXPIRED", "429", "GPU S")
 
 
 @click.command("status")
@@ -69,6 +71,9 @@ def to_text(reply: StatusReply) -> str:
     ]
     if reply.requests is not None:
         lines += ["", *_requests(reply.requests)]
+        if len(reply.requests.listeners) > 1:
+            rows = [_listener_row(listener) for listener in reply.requests.listeners]
+            lines += ["", *table(_LISTENER_HEADINGS, rows)]
     return "\n".join(lines)
 
 
@@ -87,6 +92,11 @@ def _row(process: ProcessStatus) -> tuple[str, ...]:
         str(load.waiting) if load else "-",
         f"{load.kv_usage:.0%}" if load else "-",
     )
+
+
+def _listener_row(load: ListenerLoad) -> tuple[str, ...]:
+    counts = (load.running, load.queued, load.refused, load.expired, load.turned_away)
+    return (load.name, *map(str, counts), f"{load.gpu_s:.1f}")
 
 
 def _requests(status: DispatcherStatus) -> list[str]:

@@ -2,6 +2,7 @@
 
 import grp
 import ipaddress
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from nodeserve.config.problems import Problems
 from nodeserve.config.schema import ListenerTable
 from nodeserve.config.vllm_args import check_args, known_args
 from nodeserve.errors import ConfigError
+from nodeserve.wire.spawn import TenantSpec
 
 _NAME: Final = re.compile(r"^[a-z0-9][a-z0-9-]{0,31}$")
 _MODE: Final = re.compile(r"^(0o?)?[0-7]{3}$")
 _MAX_PORT: Final = 65_535
 _MAX_GATEWAYS: Final = 64
+_MAX_PRIORITY: Final = 100
 
 
 class ListenerDefaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +82,7 @@ def _resolve(
         group=_group(table.group, f"{key}.group", problems),
         api_key_file=None if table.api_key_file is None else _absolute(table.api_key_file),
         args={**table.args, **defaults.args},
+        tenant=_tenant(table, key, problems),
     )
     if table.listen is None:
         socket = _absolute(table.socket or defaults.socket)
@@ -96,6 +100,27 @@ def _resolve(
             "or listen on 127.0.0.1",
         )
     return msgspec.structs.replace(listener, host=host, port=port)
+
+
+def _tenant(table: ListenerTable, key: str, problems: Problems) -> TenantSpec:
+    if abs(table.priority) > _MAX_PRIORITY:
+        text = f"is {table.priority}: use -{_MAX_PRIORITY} to {_MAX_PRIORITY}; lower goes first"
+        problems.add(f"{key}.priority", text)
+    for name in ("weight", "queue_timeout_s"):
+        value = getattr(table, name)
+        if not value > 0 or (name == "weight" and math.isinf(value)):
+            problems.add(f"{key}.{name}", f"is {value:g}: use a number above 0")
+    for name, least in (("max_running_requests", 1), ("max_queued_requests", 0)):
+        value = getattr(table, name)
+        if value is not None and value < least:
+            problems.add(f"{key}.{name}", f"is {value}: use {least} or more, or leave it out")
+    return TenantSpec(
+        priority=table.priority,
+        weight=table.weight,
+        max_running_requests=table.max_running_requests,
+        max_queued_requests=table.max_queued_requests,
+        queue_timeout_s=table.queue_timeout_s,
+    )
 
 
 def _absolute(path: str) -> str:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import msgspec
 
 from nodeserve.wire.kinds import Role
-from nodeserve.wire.spawn import KvSpec
+from nodeserve.wire.spawn import KvSpec, TenantSpec
 
 ArgValue: TypeAlias = bool | int | float | str | list[object] | dict[str, object] | None
 """A value of a vLLM argument."""
@@ -34,6 +34,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
         group: Group that owns the Unix socket; None keeps the daemon's own.
         api_key_file: One key a line; clients must send one of them. None asks for no key.
         args: Arguments of vLLM's front end by their Python names.
+        tenant: What its requests may take of the node.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     group: str | None = None
     api_key_file: str | None = None
     args: dict[str, ArgValue] = {}
+    tenant: TenantSpec = TenantSpec()
 
     @property
     def address(self) -> str:

@@ -35,6 +35,11 @@ class ListenerTable(_Table, frozen=True):
     mode: str = "0660"
     group: str | None = None
     api_key_file: str | None = None
+    priority: int = 0
+    weight: float = 1.0
+    max_running_requests: int | None = None
+    max_queued_requests: int | None = None
+    queue_timeout_s: float = 600.0
     args: dict[str, ArgValue] = {}
 
 

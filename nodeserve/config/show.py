@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from nodeserve.config.node import Listener, NodeConfig, Worker
 
 _BARE_KEY: Final = re.compile(r"^[A-Za-z0-9_-]+$")
@@ -67,6 +69,7 @@ def _listener(listener: Listener) -> dict[str, object]:
         "mode": f"{listener.mode:04o}",
         "group": listener.group,
         "api_key_file": listener.api_key_file,
+        **msgspec.structs.asdict(listener.tenant),
         "args": listener.args or None,
     }
 

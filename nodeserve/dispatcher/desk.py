@@ -181,6 +181,7 @@ class RequestDesk:
                 whole=add.whole,
                 restorable=request.restorable,
                 priority=add.priority,
+                listener=gateway.listener,
             )
         )
 
@@ -205,7 +206,7 @@ class RequestDesk:
         # A stop string ends a request this way too; only its gateway knows the difference.
         self.forget(request)
         self.traces.finished(request, "abort", now_s=self.clock.now_s())
-        self.tell(RequestAborted(request.request_id))
+        self.tell(RequestAborted(request.request_id, request.output_tokens))
 
     def _refuse(self, gateway: GatewayLink, frames: list[bytes]) -> None:
         """Answer a request that cannot be read, if at least its id can."""
@@ -372,7 +373,7 @@ class RequestDesk:
         _LOG.warning(
             "request_failed request=%.80s listener=%s cause=%s",
             request.wire_id,
-            request.gateway.name,
+            request.gateway.listener,
             command.reason,
         )
         self.end(request, "error")

@@ -18,7 +18,8 @@ class GatewayLink:
     """One attached gateway.
 
     Attributes:
-        name: The listener's name.
+        name: The process's name.
+        listener: The listener's name, which is what its requests are booked under.
         requests: Its requests in flight, by the ids of its wire.
         batch: Outputs to send at the end of this turn; empty between turns. Always the same
             list.
@@ -36,6 +37,7 @@ class GatewayLink:
         on_drained: "Callable[[GatewayLink], None]",
     ) -> None:
         self.name = attached.name
+        self.listener = attached.listener or attached.name
         self.generation = Generation(attached.generation)
         self.requests: dict[str, ClientRequest] = {}
         self.batch: list[Any] = []

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from typing import Any, Final
 
 from nodeserve.clock import Clock
@@ -16,7 +17,9 @@ from nodeserve.dispatcher.utilities import Utilities
 from nodeserve.dispatcher.worker_link import Worker, WorkerTable, node_ready
 from nodeserve.errors import InvariantError, PeerError
 from nodeserve.ids import Generation
+from nodeserve.perf_model.request_cost import TYPICAL, RequestCost
 from nodeserve.router.messages import (
+    ListenerChanged,
     NodeDraining,
     RoleChanged,
     TimeElapsed,
@@ -60,6 +63,7 @@ class Dispatcher:
             RouterConfig(
                 local_prefill_tokens=spec.local_prefill_tokens,
                 max_queued_requests=spec.max_queued_requests,
+                cost=_cost(spec),
             )
         )
         self.workers = WorkerTable(ports, self._on_attached)
@@ -293,6 +297,7 @@ class Dispatcher:
 
     def _attach_gateway(self, message: control.AttachGateway) -> None:
         if message.generation not in self._gateways:
+            self.desk.tell(_listener(message))
             self._gateways[message.generation] = GatewayLink(
                 self._ports, message, self._on_gateway_message, self._on_drained
             )
@@ -329,3 +334,21 @@ class Dispatcher:
         for generation in tuple(self._draining):
             self.desk.count_answers(generation)
         self.steps.catch_up()
+
+
+def _cost(spec: DispatcherSpec) -> RequestCost:
+    if spec.prompt_token_s is None or spec.output_token_s is None:
+        return TYPICAL
+    return RequestCost(spec.prompt_token_s, spec.output_token_s)
+
+
+def _listener(message: control.AttachGateway) -> ListenerChanged:
+    tenant = message.tenant
+    return ListenerChanged(
+        listener=message.listener or message.name,
+        priority=tenant.priority,
+        weight=tenant.weight,
+        max_running=tenant.max_running_requests,
+        max_queued=tenant.max_queued_requests,
+        queue_timeout_s=tenant.queue_timeout_s if math.isfinite(tenant.queue_timeout_s) else None,
+    )

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from nodeserve.dispatcher.traces import Traces
 from nodeserve.dispatcher.worker_link import Worker
 from nodeserve.router.router import Router
+from nodeserve.router.tenant import TenantSnapshot
 from nodeserve.wire.control import DispatcherStatus
-from nodeserve.wire.status import HandoffStats, WorkerLoad
+from nodeserve.wire.status import HandoffStats, ListenerLoad, WorkerLoad
 
 
 def build_status(
@@ -65,4 +66,16 @@ def build_status(
             latency=traces.handoff.quantiles(now_s=now_s),
         ),
         recent=traces.recent,
+        listeners=tuple(map(_listener, router.tenants())),
+    )
+
+
+def _listener(tenant: TenantSnapshot) -> ListenerLoad:
+    return ListenerLoad(
+        name=tenant.name,
+        running=tenant.running,
+        queued=tenant.queued,
+        refused=tenant.refused,
+        expired=tenant.expired,
+        gpu_s=round(tenant.gpu_s, 3),
     )

@@ -207,7 +207,7 @@ class Steps:
         leg.batch.append(output)
         name = FINISH_NAMES[finish] if 0 <= finish < len(FINISH_NAMES) else str(finish)
         self._desk.end(request, name)
-        self._desk.tell(LegFinished(leg.leg_id))
+        self._desk.tell(LegFinished(leg.leg_id, request.output_tokens))
 
     def _start(self, leg: Leg, codec: OutputCodec, output: list[Any], now_s: float) -> None:
         """Take a decode or whole leg's first output; make it read like one engine's."""
@@ -284,7 +284,7 @@ class Steps:
         codec.put(output, codec.kv_transfer_params, None)
         leg.batch.append(output)
         self._desk.end(request, FINISH_NAMES[reason] if reason < len(FINISH_NAMES) else "error")
-        self._desk.tell(LegFinished(leg.leg_id))
+        self._desk.tell(LegFinished(leg.leg_id, request.output_tokens))
 
     def _handoff(self, leg: Leg, codec: OutputCodec, output: list[Any]) -> Handoff | None:
         try:

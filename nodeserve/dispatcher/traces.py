@@ -82,7 +82,7 @@ class Traces:
         self._recent.append(
             RequestTrace(
                 request_id=request.wire_id,
-                listener=request.gateway.name,
+                listener=request.gateway.listener,
                 prompt_tokens=request.prompt_tokens,
                 cached_tokens=request.cached_tokens,
                 output_tokens=request.output_tokens,

@@ -72,6 +72,8 @@ class Gateways:
             generation=generation,
             input_address=inside.input_address,
             output_address=inside.output_address,
+            listener=self._by_name[name].name,
+            tenant=self._by_name[name].tenant,
         )
 
     @contextmanager

@@ -13,6 +13,7 @@ from nodeserve.lifecycle.slot import SlotPlan
 from nodeserve.supervisor.exec_child import FIRST_FD
 from nodeserve.supervisor.notify import PRIVATE_VARIABLES
 from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.supervisor.token_cost import token_cost
 from nodeserve.wire.kinds import ProcessKind
 from nodeserve.wire.spawn import DispatcherSpec, EngineSpec, WorkerSpec
 
@@ -69,7 +70,8 @@ def slot_plans(config: NodeConfig) -> list[SlotPlan]:
 def dispatcher_spec(
     config: NodeConfig, runtime: RuntimeDirectory, generation: Generation
 ) -> DispatcherSpec:
-    """Return what a dispatcher is told."""
+    """Return what a dispatcher is told. Reads the model's ``config.json``."""
+    cost = token_cost(config)
     return DispatcherSpec(
         generation=generation,
         runtime_dir=str(runtime.path),
@@ -78,6 +80,8 @@ def dispatcher_spec(
         output_address=runtime.address("engine-out"),
         local_prefill_tokens=config.router.local_prefill_tokens,
         max_queued_requests=config.router.max_queued_requests,
+        prompt_token_s=None if cost is None else cost.prompt_token_s,
+        output_token_s=None if cost is None else cost.output_token_s,
     )
 
 

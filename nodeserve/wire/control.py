@@ -11,7 +11,15 @@ import msgspec
 
 from nodeserve.errors import PeerError
 from nodeserve.wire.kinds import Role
-from nodeserve.wire.status import HandoffStats, ProcessStatus, Quantiles, RequestTrace, WorkerLoad
+from nodeserve.wire.spawn import TenantSpec
+from nodeserve.wire.status import (
+    HandoffStats,
+    ListenerLoad,
+    ProcessStatus,
+    Quantiles,
+    RequestTrace,
+    WorkerLoad,
+)
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
@@ -157,12 +165,17 @@ class DrainWorker(_Message, frozen=True, kw_only=True):
 
 
 class AttachGateway(_Message, frozen=True, kw_only=True):
-    """Become the engine of this gateway, at its two ZeroMQ addresses."""
+    """Become the engine of this gateway, at its two ZeroMQ addresses.
+
+    ``name`` is the process's. An empty ``listener`` has that name too.
+    """
 
     name: str
     generation: int
     input_address: str
     output_address: str
+    listener: str = ""
+    tenant: TenantSpec = TenantSpec()
 
 
 class DetachGateway(_Message, frozen=True, kw_only=True):
@@ -202,6 +215,7 @@ class DispatcherStatus(_Message, frozen=True, kw_only=True):
     itl: Quantiles = Quantiles()
     handoffs: HandoffStats = HandoffStats()
     recent: tuple[RequestTrace, ...] = ()
+    listeners: tuple[ListenerLoad, ...] = ()
 
 
 # ---------------------------------------------------------------------- CLI to supervisor

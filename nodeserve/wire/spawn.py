@@ -38,6 +38,21 @@ class KvSpec(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl_s: float = 60.0
 
 
+class TenantSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the requests of one listener may take of the node.
+
+    A lower ``priority`` goes first, strictly; listeners that have the same share the GPUs' time
+    by ``weight``. None sets no limit of the listener's own. Who has not started after
+    ``queue_timeout_s`` is failed; ``inf`` lets requests wait for ever.
+    """
+
+    priority: int = 0
+    weight: float = 1.0
+    max_running_requests: int | None = None
+    max_queued_requests: int | None = None
+    queue_timeout_s: float = 600.0
+
+
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one worker process needs to know.
 
@@ -64,6 +79,8 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     ``local_prefill_tokens`` is the uncached prompt length up to which a request skips the
     prefill worker. ``max_queued_requests`` bounds what waits on the node.
+    ``prompt_token_s`` and ``output_token_s`` are what a token takes of the GPUs, as modelled;
+    None where nothing is known of them.
     """
 
     generation: int
@@ -75,6 +92,8 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_requests: int = 10_000
     utility_deadline_s: float = 5.0
     grammar_backend: str = GRAMMAR_BACKEND
+    prompt_token_s: float | None = None
+    output_token_s: float | None = None
 
 
 class PythonGatewaySpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,22 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
     generation_tokens: int = 0
 
 
+class ListenerLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """One listener's requests, since the dispatcher started.
+
+    ``refused`` found a full queue and ``expired`` waited too long; ``turned_away`` were answered
+    with 429 by python gateways and never reached the dispatcher. ``gpu_s`` is modelled.
+    """
+
+    name: str
+    running: int = 0
+    queued: int = 0
+    refused: int = 0
+    expired: int = 0
+    turned_away: int = 0
+    gpu_s: float = 0.0
+
+
 class HandoffStats(msgspec.Struct, frozen=True, kw_only=True):
     """Handoffs since the dispatcher started."""
 

@@ -1,10 +1,11 @@
 import json
 
+import msgspec
 import pytest
 
 from nodeserve.cli.status import duration, quantiles, size, table, to_json, to_text
 from nodeserve.wire.control import StatusRequest
-from nodeserve.wire.status import Quantiles
+from nodeserve.wire.status import ListenerLoad, Quantiles
 from tests.cli.conftest import a_status
 
 
@@ -49,6 +50,21 @@ def test_a_simulated_node_says_so():
     shown = to_text(a_status(simulate="8xh100-sxm"))
     assert "model /models/tiny, simulates 8xh100-sxm" in shown
     assert "simulates" not in to_text(a_status())
+
+
+def test_several_listeners_are_shown_one_by_one():
+    batch = ListenerLoad(name="batch", running=2, queued=7, refused=1, expired=3, gpu_s=1.25)
+    chat = ListenerLoad(name="chat", running=4, turned_away=5)
+    status = a_status()
+    both = msgspec.structs.replace(status.requests, listeners=(batch, chat))
+    lines = to_text(msgspec.structs.replace(status, requests=both)).splitlines()
+    assert [line.split() for line in lines[-3:]] == [
+        ["LISTENER", "RUN", "WAIT", "REFUSED", "EXPIRED", "429", "GPU", "S"],
+        ["batch", "2", "7", "1", "3", "0", "1.2"],
+        ["chat", "4", "0", "0", "0", "5", "0.0"],
+    ]
+    one = msgspec.structs.replace(status.requests, listeners=(batch,))
+    assert "LISTENER" not in to_text(msgspec.structs.replace(status, requests=one))
 
 
 def test_json_is_printed_when_asked_for(daemon, run):

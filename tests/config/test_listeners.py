@@ -7,6 +7,7 @@ from nodeserve.config.node import GatewayKind
 from nodeserve.config.problems import Problems
 from nodeserve.config.schema import ListenerTable
 from nodeserve.errors import ConfigError
+from nodeserve.wire.spawn import TenantSpec
 
 DEFAULTS = ListenerDefaults(socket="/run/ns/api.sock", gateway=GatewayKind.PYTHON)
 
@@ -91,6 +92,13 @@ def test_permission_bits_are_octal(text, mode):
         (ListenerTable(socket="/run/" + "x" * 120), "bytes long"),
         (ListenerTable(socket="/s", listen="127.0.0.1:1"), "sets both `socket` and `listen`"),
         (ListenerTable(api_key_file="/nowhere"), "api_key_file cannot be used"),
+        (ListenerTable(priority=101), "priority is 101: use -100 to 100"),
+        (ListenerTable(weight=0.0), "weight is 0: use a number above 0"),
+        (ListenerTable(weight=float("inf")), "weight is inf: use a number above 0"),
+        (ListenerTable(weight=float("nan")), "weight is nan: use a number above 0"),
+        (ListenerTable(max_running_requests=0), "max_running_requests is 0: use 1 or more"),
+        (ListenerTable(max_queued_requests=-1), "max_queued_requests is -1: use 0 or more"),
+        (ListenerTable(queue_timeout_s=0.0), "queue_timeout_s is 0: use a number above 0"),
         (ListenerTable(args={"max_model_len": 10}), "set it in [engine].args"),
         (ListenerTable(args={"uds": "/x"}), "args.uds is set by nodeserve"),
         (ListenerTable(args={"chat_templat": "x"}), "did you mean `chat_template`?"),
@@ -100,6 +108,23 @@ def test_what_cannot_work_is_refused_by_key(table, what):
     [error] = errors(table)
     assert error.startswith("config.toml: listener[0]")
     assert what in error
+
+
+def test_what_a_listener_may_take_is_its_own():
+    batch = ListenerTable(
+        priority=1, weight=0.5, max_running_requests=8, max_queued_requests=0, queue_timeout_s=9.0
+    )
+    other = ListenerTable(socket="/run/b.sock", queue_timeout_s=float("inf"))
+    assert [listener.tenant for listener in resolved(batch, other)] == [
+        TenantSpec(
+            priority=1,
+            weight=0.5,
+            max_running_requests=8,
+            max_queued_requests=0,
+            queue_timeout_s=9.0,
+        ),
+        TenantSpec(queue_timeout_s=float("inf")),
+    ]
 
 
 def test_two_listeners_share_neither_name_nor_address():

@@ -7,7 +7,14 @@ import pytest
 
 from nodeserve.config.schema import FileConfig
 from nodeserve.wire.control import DispatcherStatus, StatusReply
-from nodeserve.wire.status import HandoffStats, ProcessStatus, Quantiles, RequestTrace, WorkerLoad
+from nodeserve.wire.status import (
+    HandoffStats,
+    ListenerLoad,
+    ProcessStatus,
+    Quantiles,
+    RequestTrace,
+    WorkerLoad,
+)
 from tests.config.conftest import node_of, write_model
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -45,6 +52,7 @@ def test_every_key_of_the_file_is_described_and_no_other():
         ("`processes[]`", ProcessStatus),
         ("`processes[].load` and `requests.workers[]`", WorkerLoad),
         ("`requests`", DispatcherStatus),
+        ("`requests.listeners[]`", ListenerLoad),
         ("`requests.recent[]`", RequestTrace),
     ],
 )

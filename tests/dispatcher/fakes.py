@@ -18,7 +18,7 @@ from nodeserve.wire import control
 from nodeserve.wire.control import WireFields, WorkerReady
 from nodeserve.wire.engine_core import ABORT, ADD, UTILITY, identity_of
 from nodeserve.wire.kinds import HANDOFF, Role
-from nodeserve.wire.spawn import DispatcherSpec
+from nodeserve.wire.spawn import DispatcherSpec, TenantSpec
 
 WITHIN_S = 10.0
 BLOCK_SIZE = 4
@@ -205,10 +205,12 @@ class FakeEngine:
 class FakeGateway:
     """A front end that does what the test says."""
 
-    def __init__(self, node: "FakeNode", generation: int) -> None:
+    def __init__(self, node: "FakeNode", generation: int, **tenant: Any) -> None:
         self.node = node
         self.generation = generation
         self.name = f"gw-{generation}"
+        self.listener = f"listener-{generation}"
+        self.tenant = TenantSpec(**tenant)
         base = f"ipc://{node.directory}/g{generation}"
         self.input_address, self.output_address = base + "i", base + "o"
         self.input = open_socket(node.context, zmq.ROUTER)
@@ -340,6 +342,8 @@ class FakeNode:
                 generation=gateway.generation,
                 input_address=gateway.input_address,
                 output_address=gateway.output_address,
+                listener=gateway.listener,
+                tenant=gateway.tenant,
             )
         )
 
@@ -349,9 +353,9 @@ class FakeNode:
         await engine.attach()
         return engine
 
-    async def gateway(self, generation: int) -> FakeGateway:
+    async def gateway(self, generation: int, **tenant: Any) -> FakeGateway:
         """Return an attached gateway that has been told that the node is ready."""
-        gateway = FakeGateway(self, generation)
+        gateway = FakeGateway(self, generation, **tenant)
         await gateway.attach()
         await self.told(control.GatewayServing(generation=generation))
         return gateway

@@ -92,7 +92,7 @@ class Outside:
 
 
 class Gateway:
-    name = "chat"
+    listener = "chat"
 
     def __init__(self) -> None:
         self.requests: dict[str, Any] = {}
@@ -151,6 +151,7 @@ def test_request_is_told_with_the_hashes_of_its_full_blocks(at: Setting) -> None
             block_hashes=hash_blocks(list(range(10)), 4, root_seed(None, "salt")),
             priority=3,
             restorable=True,
+            listener="chat",
         )
     ]
 

@@ -9,7 +9,7 @@ from nodeserve.router.messages import LegKind, RequestArrived, WorkerAttached, W
 from nodeserve.router.router import Router, RouterConfig
 from nodeserve.wire import control
 from nodeserve.wire.kinds import Role
-from nodeserve.wire.status import HandoffStats, WorkerLoad
+from nodeserve.wire.status import HandoffStats, ListenerLoad, WorkerLoad
 from tests.dispatcher.fakes import stats
 from tests.dispatcher.test_worker_link import attach
 
@@ -17,7 +17,7 @@ from tests.dispatcher.test_worker_link import attach
 def test_status_is_what_the_router_the_engines_and_the_counters_say() -> None:
     router, traces, worker = Router(RouterConfig()), Traces(), Worker(attach(7))
     router.handle(WorkerAttached(Generation(7), Role.AGGREGATED, 10, 16, 4), now_s=0.0)
-    router.handle(RequestArrived(RequestId("r1"), prompt_tokens=20, max_tokens=5), now_s=0.0)
+    router.handle(RequestArrived(RequestId("r1"), 20, 5, listener="chat"), now_s=0.0)
     router.handle(WorkerDraining(Generation(7)), now_s=0.0)
     NodeStats().take(worker.gauges, stats(3, 2, 0.5), dict.fromkeys(LegKind, 0))
     worker.prompt_tokens, worker.generation_tokens = 20, 9
@@ -45,5 +45,6 @@ def test_status_is_what_the_router_the_engines_and_the_counters_say() -> None:
         rejected_frames=5,
         stale_outputs=4,
         handoffs=HandoffStats(failed=1),
+        listeners=(ListenerLoad(name="chat", running=1, gpu_s=0.008),),
     )
     assert control.decode(control.encode(status)) == status

@@ -11,15 +11,15 @@ from nodeserve.ids import RequestId
 from nodeserve.wire.status import Quantiles
 
 
-class Listener:
-    name = "chat"
+class Gateway:
+    listener = "chat"
 
 
 def request(number: int) -> ClientRequest:
     return ClientRequest(
         request_id=RequestId(f"r{number}"),
         wire_id=f"w{number}",
-        gateway=cast("GatewayLink", Listener()),
+        gateway=cast("GatewayLink", Gateway()),
         add=None,
         aux=[],
         prompt_tokens=7,

@@ -94,6 +94,8 @@ def test_a_dead_gateways_internal_sockets_are_removed(tmp_path):
             assert len(list(runtime.path.glob("gw-3-*.sock"))) == 2
         message = held.attach_message("gateway-api", Generation(3))
         assert message.input_address == f"ipc://{runtime.path}/gw-3-in.sock"
+        [listener] = a_config.listeners
+        assert (message.listener, message.tenant) == (listener.name, listener.tenant)
         held.forget(Generation(3))
         assert list(runtime.path.glob("gw-3-*.sock")) == []
         held.close()

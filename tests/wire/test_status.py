@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nodeserve.wire.control import DispatcherStatus, StatusReply
-from nodeserve.wire.status import ProcessStatus, RequestTrace, WorkerLoad
+from nodeserve.wire.status import ListenerLoad, ProcessStatus, RequestTrace, WorkerLoad
 
 PAGE = Path(__file__).parents[2] / "docs" / "status.md"
 
@@ -15,6 +15,7 @@ SECTIONS = {
     "`processes[]`": ProcessStatus,
     "`processes[].load` and `requests.workers[]`": WorkerLoad,
     "`requests`": DispatcherStatus,
+    "`requests.listeners[]`": ListenerLoad,
     "`requests.recent[]`": RequestTrace,
 }
 

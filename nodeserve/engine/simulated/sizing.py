@@ -1,31 +1,16 @@
 """From a worker's spec to the sizes and step times of its simulated engine."""
 
-import importlib.resources
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
+from nodeserve.engine.profiles import find_profile, read_model_config
 from nodeserve.engine.simulated.limits import Limits
 from nodeserve.engine.simulated.wire import FIELDS
 from nodeserve.errors import ConfigError
-from nodeserve.perf_model.model_shape import (
-    ModelShape,
-    known_profile_model,
-    parse_model_shape,
-)
-from nodeserve.perf_model.profile import Profile, ProfileKey, parse_profiles
-from nodeserve.perf_model.roofline import (
-    gpu_spec,
-    handoff_link,
-    parse_system,
-    roofline_profile,
-)
+from nodeserve.perf_model.model_shape import ModelShape, parse_model_shape
+from nodeserve.perf_model.profile import Profile
+from nodeserve.perf_model.roofline import gpu_spec, handoff_link, parse_system
 from nodeserve.wire.spawn import WorkerSpec
-
-_KNOTS: Final = "data/step_time_knots.csv"
-_KNOTS_SOURCE: Final = "AIConfigurator 0.12 (Apache-2.0), fitted to InferenceX"
 
 _BLOCK_SIZE: Final = 16
 _MEMORY_UTILISATION: Final = 0.92
@@ -93,9 +78,9 @@ def size_engine(spec: WorkerSpec) -> Sizing:
     """
     engine, args = spec.engine, _Args(spec)
     _, gpu = parse_system(engine.simulate or "")
-    shape = parse_model_shape(_model_config(engine.model, engine.args.get("quantization")))
+    shape = parse_model_shape(read_model_config(engine.model, engine.args.get("quantization")))
     value_bytes = 1 if str(engine.args.get("kv_cache_dtype", "auto")).startswith("fp8") else 2
-    profile = _profile(shape, gpu, engine.tp, value_bytes)
+    profile = find_profile(shape, gpu, engine.tp, value_bytes)
     block_size = args.size("block_size", _BLOCK_SIZE)
     block_bytes = profile.kv_bytes_per_token * block_size
     utilisation = args.share("gpu_memory_utilization", _MEMORY_UTILISATION)
@@ -169,28 +154,3 @@ def _check_fits(spec: WorkerSpec, limits: Limits, max_model_len: int) -> None:
             f"worker {spec.name}: max_num_batched_tokens {limits.max_num_batched_tokens} is below "
             f"max_num_seqs {limits.max_num_seqs}; each running request needs one token per step"
         )
-
-
-def _profile(shape: ModelShape, gpu: str, tp: int, kv_value_bytes: int) -> Profile:
-    model = known_profile_model(shape)
-    if model is not None and kv_value_bytes == 2:
-        text = importlib.resources.files("nodeserve.perf_model").joinpath(_KNOTS).read_text("utf-8")
-        measured = parse_profiles(text, _KNOTS_SOURCE).get(ProfileKey(model, gpu, tp))
-        if measured is not None:
-            return measured
-    return roofline_profile(shape, gpu, tp, kv_value_bytes)
-
-
-def _model_config(model: str, quantization: object) -> Mapping[str, object]:
-    path = Path(model, "config.json")
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model {model}: {path} cannot be read: {error}; give a model directory"
-        ) from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"model {model}: {path} holds no JSON object")
-    if isinstance(quantization, str):
-        config.setdefault("quantization_config", {"quant_method": quantization})
-    return config
