@@ -28,7 +28,6 @@ from nodeserve.router.messages import (
 from nodeserve.router.router import Router, RouterConfig
 from nodeserve.wire import control
 from nodeserve.wire.engine_core import ABORT, ADD, UTILITY
-from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import DispatcherSpec
 
 _LOG: Final = logging.getLogger(__name__)
@@ -172,10 +171,13 @@ class Dispatcher:
         self.report(control.GatewayGivenUp(generation=gateway.generation, reason=cause))
 
     def _greet(self) -> None:
-        """Tell gateways that wait that their engine is ready, once the node can serve."""
+        """Tell gateways that wait that their engine is ready, once the node can serve.
+
+        Any worker can serve by itself; others that are on their way already are waited for, so
+        that what gateways are told is of the whole node.
+        """
         workers = list(self.workers.attached.values())
-        roles = {worker.role for worker in workers}
-        if not (roles & {Role.PREFILL, Role.AGGREGATED} and roles & {Role.DECODE, Role.AGGREGATED}):
+        if not workers or self.workers.num_awaited:
             return
         for gateway in self._gateways.values():
             if not gateway.serving:
@@ -273,12 +275,12 @@ class Dispatcher:
                 _LOG.info("worker_detached generation=%d", message.generation)
                 self._retire(message.generation)
                 self.desk.lose(Generation(message.generation))
+                self._greet()
             case control.SetWorkerRole():
                 worker = self.workers.attached.get(message.generation)
                 if worker is not None:
                     worker.role = message.role
                     self.desk.tell(RoleChanged(worker.generation, message.role))
-                    self._greet()
             case control.DrainWorker():
                 self._draining.add(Generation(message.generation))
                 self.desk.drain(Generation(message.generation))

@@ -112,6 +112,11 @@ class WorkerTable:
         return self.attached.pop(generation, None)
 
     @property
+    def num_awaited(self) -> int:
+        """How many workers are to be attached as soon as their engines can be sent to."""
+        return len(self._waiting)
+
+    @property
     def can_resume(self) -> bool:
         """Whether every attached engine continues what another one began."""
         return all(RESUME in worker.attached.ready.features for worker in self.attached.values())

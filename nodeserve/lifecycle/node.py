@@ -150,7 +150,7 @@ class NodeLife:
     def gateway_spawned(self, generation: Generation) -> list[Command]:
         """Return what to do when a gateway's process exists and its sockets are made."""
         slot = self._slots.of_generation(generation)
-        return [] if slot is None else self._slots.connect(slot)
+        return [] if slot is None else self._connect_gateways()
 
     def _process_ready(self, generation: Generation, now_s: float) -> list[Command]:
         slot = self._slots.of_generation(generation)
@@ -162,9 +162,17 @@ class NodeLife:
         elif slot.kind is ProcessKind.DISPATCHER:
             for other in self._slots.of_kind(ProcessKind.WORKER):
                 commands += self._slots.attach(other)
-            for other in self._slots.of_kind(ProcessKind.GATEWAY):
-                commands += self._slots.connect(other)
+            commands += self._connect_gateways()
         return commands
+
+    def _connect_gateways(self) -> list[Command]:
+        """Let gateways begin: at the first start once every worker is there to be used."""
+        workers = self._slots.of_kind(ProcessKind.WORKER)
+        complete = all(worker.life.phase is Phase.READY for worker in workers)
+        if self.phase is NodePhase.STARTING and not complete:
+            return []
+        gateways = self._slots.of_kind(ProcessKind.GATEWAY)
+        return [command for gateway in gateways for command in self._slots.connect(gateway)]
 
     def _became_ready(self, slot: Slot, now_s: float) -> list[Command]:
         if slot.life.phase not in (Phase.STARTING, Phase.STOPPING):
@@ -175,6 +183,8 @@ class NodeLife:
         ):
             self.phase = NodePhase.READY
             commands.append(AnnounceReady())
+        elif slot.kind is ProcessKind.WORKER:
+            commands += self._connect_gateways()
         return commands
 
     def _engine_ready(self, ready: WorkerReady) -> list[Command]:

@@ -267,18 +267,39 @@ async def test_gateway_gone_aborts_what_its_clients_asked_for(tmp_path: Path) ->
         assert [row[:2] for row in await two.outputs()] == [["b", [2]]]
 
 
-async def test_gateway_hears_ready_only_when_the_node_can_prefill_and_decode(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("role", Role)
+async def test_one_worker_of_any_role_serves_a_node(tmp_path: Path, role: Role) -> None:
     async with running_node(tmp_path) as node:
+        engine = await node.engine(10, role)
+        gateway = await node.gateway(20)
+        gateway.add("a")
+        leg_id, _ = await engine.leg()
+        engine.say(output(leg_id, [1]))
+        assert [row[:2] for row in await gateway.outputs()] == [["a", [1]]]
+
+
+async def test_gateway_waits_for_no_worker_that_was_given_up(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        missing = FakeEngine(node, 12, Role.DECODE)
+        missing.generation = 11  # so that it can never be sent to
+        node.attach_worker(missing)
+        await node.engine(10, Role.PREFILL)
         gateway = FakeGateway(node, 20)
         node.attach_gateway(gateway)
-        await node.engine(10, Role.PREFILL)
         await node.status()
         assert gateway.ready.waiting.empty()
+        node.tell(control.DetachWorker(generation=11, reason="it died"))
+        await node.told(control.GatewayServing(generation=20))
+
+
+async def test_gateway_hears_ready_of_all_workers_that_are_on_their_way(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
         decoder = FakeEngine(node, 11, Role.DECODE)
         decoder.ready |= {"max_model_len": 500, "num_gpu_blocks": 7}
         await decoder.attach()
+        await node.engine(10, Role.PREFILL)
+        gateway = FakeGateway(node, 20)
+        node.attach_gateway(gateway)
         _, payload = await gateway.ready.next()
         assert decode(payload) == {
             "max_model_len": 500,

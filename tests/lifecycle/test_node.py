@@ -48,7 +48,27 @@ def test_a_worker_is_attached_once_both_it_and_the_dispatcher_are_ready(node):
     (attach,) = told(commands)
     assert isinstance(attach, AttachWorker)
     assert (attach.name, attach.role) == ("decode-0", Role.DECODE)
-    assert ConnectGateway(node.generation("gateway-api")) in commands
+
+
+def test_gateways_begin_at_the_first_start_when_every_worker_can_be_used(node):
+    node.tell(NodeStarted())
+    for name in ("forkserver", "dispatcher"):
+        node.tell(ProcessReady(node.generation(name)))
+    gateway = node.generation("gateway-api")
+    assert node.life.gateway_spawned(gateway) == []
+    node.engine_ready("prefill-0")
+    assert node.routed("prefill-0") == []
+    node.engine_ready("decode-0")
+    assert node.routed("decode-0") == [ConnectGateway(gateway)]
+
+
+def test_a_gateway_that_comes_back_waits_for_no_worker_that_is_down(node):
+    node.up()
+    node.exits("decode-0")
+    node.exits("gateway-api")
+    assert spawned(node.tell(TimeElapsed(), at_s=0.5)) == ["decode-0", "gateway-api"]
+    gateway = node.generation("gateway-api")
+    assert node.life.gateway_spawned(gateway) == [ConnectGateway(gateway)]
 
 
 def test_ready_is_announced_once_when_everything_serves(node):
