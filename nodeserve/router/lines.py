@@ -158,27 +158,37 @@ class Lines:
         return self.queue.tenant_of(flow).settings.priority
 
     def _try_decode(self, flow: RequestFlow) -> bool:
-        has_prefilled = flow.phase is Phase.HANDOFF
-        prefiller = flow.lease_owner if has_prefilled else flow.generation
-        fleet = self._books.fleet.that_hold(flow.request.prompt_tokens)
-        takers = fleet.decoders_beside(prefiller)
-        if has_prefilled and not takers:
-            self.emit(flow.handle(HandoffGivenUp()))
-            self.line_up(flow)
-            return True
         cached = self._books.cached(flow.request)
-        decoder = choose_decode(flow.request, takers, cached)
+        decoder = choose_decode(flow.request, self._takers(flow), cached)
         if decoder is None:
             return False
-        if has_prefilled:
+        if flow.phase is Phase.HANDOFF:
             placed = DecodePlaced(decoder.generation)
             self.commands += self._books.start_leg(flow, placed, cached)
         else:
             self._books.keep_slot(flow.request, decoder, cached)
         return True
 
+    def _takers(self, flow: RequestFlow) -> tuple[WorkerView, ...]:
+        """Return who may decode what a request prefills or has prefilled."""
+        prefiller = flow.lease_owner if flow.phase is Phase.HANDOFF else flow.generation
+        fleet = self._books.fleet.that_hold(flow.request.prompt_tokens)
+        return fleet.decoders_beside(prefiller)
+
+    def give_up_handoff(self, flow: RequestFlow) -> None:
+        """Let a request start again if nobody is left to take what it has prefilled.
+
+        Before room is offered, for its own may be what another one waits for.
+        """
+        if flow.phase is Phase.HANDOFF and not self._takers(flow):
+            self.decode_line.discard(flow.request.request_id)
+            self.emit(flow.handle(HandoffGivenUp()))
+            self.line_up(flow)
+
     def fleet_changed(self) -> None:
         """Refuse those in the queue that nobody can run any more, then start whoever fits."""
+        for request_id in self.decode_line.request_ids():
+            self.give_up_handoff(self._flows[request_id])
         for request_id in self.queue.request_ids():
             if self._books.why_too_large(self._flows[request_id].request) is not None:
                 self.queue.discard(request_id)

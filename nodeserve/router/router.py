@@ -205,6 +205,7 @@ class Router:
             placed = DecodePlaced(decoder.generation)
             cached = self._books.cached(flow.request)
             self._lines.commands += self._books.start_leg(flow, placed, cached)
+        self._lines.give_up_handoff(flow)
         self._lines.offer_room()
 
     def _leg_started(self, event: LegStarted) -> None:

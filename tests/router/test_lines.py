@@ -11,10 +11,13 @@ from nodeserve.router.messages import (
     RequestAborted,
     RequestArrived,
     StartLeg,
+    WorkerDraining,
+    WorkerLost,
 )
 from nodeserve.router.router import RouterConfig
 from nodeserve.wire.kinds import Role
 from tests.router.talking import (
+    D2,
     LEASE,
     LEG1,
     LEG2,
@@ -31,6 +34,23 @@ from tests.router.talking import (
 def test_requests_wait_for_the_first_worker(talk):
     assert talk(arrived()) == []
     assert talk(attached(A, Role.AGGREGATED)) == [StartLeg(R, LEG1, A, LegKind.WHOLE)]
+
+
+def test_handoff_that_is_given_up_makes_room_for_those_before_it(talk):
+    talk(attached(P, Role.PREFILL, num_blocks=25))
+    talk(attached(D2, Role.PREFILL, num_blocks=25))
+    talk(attached(D, Role.DECODE))
+    for name, blocks in (("r1", 10), ("r2", 9), ("r3", 10)):
+        talk(arrived(name, blocks=blocks))
+    assert [snapshot(talk, worker).prefill_legs for worker in (P, D2)] == [1, 2]
+    talk(WorkerLost(D))
+    talk(WorkerDraining(P))
+    assert talk(PrefillFinished(LEG1, LEASE)) == []
+    # Nobody is left to take what r2 has prefilled; the room of it is what r1 waits for.
+    assert talk(PrefillFinished(LegId("r2.1"), LeaseId(2))) == [
+        ReleaseLease(D2, LeaseId(2)),
+        StartLeg(R, LEG2, D2, LegKind.DECODE, LEASE),
+    ]
 
 
 def test_a_full_queue_refuses_with_the_numbers(talk_with):
