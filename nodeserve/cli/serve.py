@@ -1,6 +1,5 @@
 """``nodeserve serve``: build the configuration and hand it to the supervisor."""
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from nodeserve.engine.vllm import environment
 from nodeserve.engine.vllm.environment import Platform
 from nodeserve.perf_model.roofline import GPUS
 from nodeserve.supervisor.main import run
+from nodeserve.telemetry.logging import setup
 
 VLLM_ARGS: Final = "nodeserve.vllm_args"
 
@@ -137,7 +137,7 @@ def serve(config: NodeConfig, run_node: Callable[[NodeConfig], int]) -> int:
     for listener in config.listeners:
         if listener.socket is not None:
             paths.prepare_directory(Path(listener.socket).parent, os.getuid())
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    setup()
     return run_node(config)
 
 

@@ -14,6 +14,7 @@ from nodeserve.clock import MonotonicClock
 from nodeserve.dispatcher.service import Dispatcher
 from nodeserve.dispatcher.sockets import Sockets
 from nodeserve.errors import InvariantError
+from nodeserve.telemetry.logging import setup
 from nodeserve.wire.spawn import DispatcherSpec
 
 _LOG: Final = logging.getLogger(__name__)
@@ -31,9 +32,7 @@ def run(spec_bytes: bytes, fds: list[int]) -> None:  # noqa: ARG001
         PeerError: An address is in use.
         InvariantError: A bug; open streams end with their gateway's connection.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
-    )
+    setup()
     spec = msgspec.msgpack.decode(spec_bytes, type=DispatcherSpec)
     gc.collect()
     gc.freeze()

@@ -29,7 +29,7 @@ def run(config: NodeConfig) -> int:
     become_subreaper()
     name_process("nodeserve")
     for warning in config.warnings:
-        _log.warning("%s", warning)
+        _log.warning("config_warning %s", warning)
     runtime = make_runtime(config)
     code = 1
     try:

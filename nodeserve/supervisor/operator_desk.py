@@ -1,6 +1,7 @@
 """Answers what the command line asks: status at once, commands when they are done."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from nodeserve.lifecycle.node import NodeLife, NodePhase
 from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.supervisor.children import Children
+from nodeserve.supervisor.plan import DISPATCHER
 from nodeserve.supervisor.report import first_line
 from nodeserve.wire import control
 from nodeserve.wire.kinds import ProcessKind
 from nodeserve.wire.status import ProcessStatus, WorkerLoad
+
+_log: Final = logging.getLogger(__name__)
 
 STATUS_DEADLINE_S: Final = 1.0
 
@@ -75,13 +79,17 @@ class OperatorDesk:
                 self._answering.add(task)
                 task.add_done_callback(self._answering.discard)
             case control.DrainRequest(worker=None):
+                _log.info("operator_asks command=drain worker=all")
                 reply(control.CommandReply(detail="the node drains and then ends"))
                 self._apply(StopAsked())
             case control.DrainRequest(worker=str(name), force=force):
+                _log.info("operator_asks command=drain worker=%s force=%s", name, force)
                 self._promise(name, Phase.DOWN, DrainAsked(name, force), reply)
             case control.RestartRequest(worker=name, immediately=immediately):
+                _log.info("operator_asks command=restart worker=%s now=%s", name, immediately)
                 self._promise(name, Phase.READY, RestartAsked(name, immediately), reply)
             case control.RoleRequest(worker=name, role=role):
+                _log.info("operator_asks command=role worker=%s role=%s", name, role)
                 if self._try(RoleAsked(name, role), reply):
                     reply(control.CommandReply(detail=f"{name} is now used for {role}"))
             case _:
@@ -142,6 +150,9 @@ class OperatorDesk:
     # ------------------------------------------------------------------------- status
 
     async def _answer_status(self, reply: Reply) -> None:
+        if self._life.slots[DISPATCHER].life.phase is not Phase.READY:
+            reply(self._status(None))
+            return
         self._last_call += 1
         call_id = self._last_call
         answer: asyncio.Future[control.DispatcherStatus] = self._loop.create_future()

@@ -42,6 +42,7 @@ from nodeserve.lifecycle.shutdown import Patience
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.supervisor.activation import Activated
 from nodeserve.supervisor.children import Child, Children, Exit
+from nodeserve.supervisor.chronicle import Chronicle
 from nodeserve.supervisor.gateways import Gateways
 from nodeserve.supervisor.notify import Notifier
 from nodeserve.supervisor.operator_desk import OperatorDesk
@@ -93,6 +94,7 @@ class Supervisor:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         patience = Patience(drain_s=config.drain_deadline_s)
         self._life = NodeLife(slot_plans(config), patience)
+        self._chronicle = Chronicle(self._life)
         self._causes: dict[int, control.ChildFailed] = {}
         self._last_words: dict[int, asyncio.Event] = {}
         self._server = ControlServer(runtime.address("control"))
@@ -146,6 +148,7 @@ class Supervisor:
                 ended = command
             else:
                 self._carry_out(command)
+        self._chronicle.look(now_s=self._clock.now_s())
         self._desk.look_again()
         return ended
 
@@ -227,9 +230,10 @@ class Supervisor:
         why = explain(ended, failed, self._runtime.log_tail(child.name, child.log_start))
         if slot is None or slot.life.phase == "stopping":
             # As it was told to: the end of its log explains nothing.
-            killed = ended.signal is signal.SIGKILL
-            shown = "killed, as asked" if killed else ended.describe()
-            _log.info("process_exited name=%s pid=%d: %s", child.name, child.pid, shown)
+            asked = {signal.SIGKILL: "killed, as asked", signal.SIGTERM: "ended, as asked"}
+            shown = asked.get(ended.signal) if ended.signal else None
+            words = "process_exited name=%s pid=%d: %s"
+            _log.info(words, child.name, child.pid, shown or ended.describe())
         else:
             _log.warning("process_exited name=%s pid=%d: %s", child.name, child.pid, why.cause)
         self._gateways.forget(child.generation)

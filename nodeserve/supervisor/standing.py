@@ -4,7 +4,6 @@ from typing import Final
 
 from nodeserve.lifecycle.node import NodeLife, NodePhase
 from nodeserve.lifecycle.process import Phase
-from nodeserve.lifecycle.slot import Slot
 from nodeserve.supervisor.notify import Notifier
 from nodeserve.wire.kinds import ProcessKind
 
@@ -85,17 +84,12 @@ def standing_line(life: NodeLife) -> str:
         case NodePhase.READY:
             workers = [slot for slot in slots if slot.kind is ProcessKind.WORKER]
             able = sum(slot.life.phase is Phase.READY for slot in workers)
-            missing = ", ".join(f"{s.name} is {s.state()}" for s in slots if _is_missing(s))
             line = f"{life.state}: {able} of {len(workers)} workers serve"
-            return f"{line}; {missing}" if missing else line
+            return f"{line}; {life.detail}" if life.detail else line
         case NodePhase.DRAINING:
             return "draining: requests in flight are being finished"
         case NodePhase.STOPPING:
             return f"stopping: {len(left)} processes are left"
-
-
-def _is_missing(slot: Slot) -> bool:
-    return slot.wanted and slot.life.phase is not Phase.READY
 
 
 def _due(at_s: float | None, now_s: float) -> bool:

@@ -39,7 +39,8 @@ class Office:
             CONFIG, self.life, NoChildren(), apply=self.apply, tell=self.told.append
         )
         self.life.handle(NodeStarted(), now_s=0.0)
-        self.life.handle(ProcessReady(self.life.slots["forkserver"].generation), now_s=0.0)
+        for name in ("forkserver", "dispatcher"):
+            self.life.handle(ProcessReady(self.life.slots[name].generation), now_s=0.0)
 
     def apply(self, event):
         self.applied.append(event)
@@ -75,6 +76,16 @@ def test_status_lists_every_process_with_the_dispatchers_account():
         assert names == ["supervisor", "forkserver", "dispatcher", "decode-0", "gateway-api"]
         assert status.processes[0].pid == os.getpid()
         assert status.processes[3].role is Role.DECODE
+
+    in_office(body)
+
+
+def test_a_dispatcher_that_is_not_there_yet_is_not_asked():
+    async def body(office):
+        office.life.slots["dispatcher"].life.phase = Phase.STARTING
+        office.ask(control.StatusRequest())
+        assert (await office.reply()).requests is None
+        assert office.told == []
 
     in_office(body)
 

@@ -127,7 +127,10 @@ def test_the_line_names_what_loads_and_what_is_missing(life):
     become_ready(life)
     lost = life.slots["decode-0"].generation
     life.handle(ProcessExited(lost, "killed", retryable=True, exit_code=137), now_s=2)
-    assert standing_line(life) == "degraded: 0 of 1 workers serve; decode-0 is backoff"
+    assert (
+        standing_line(life)
+        == "degraded: 0 of 1 workers serve; no worker decodes, decode-0 is backoff"
+    )
     life.handle(StopAsked(), now_s=3)
     assert standing_line(life).startswith("draining")
     life.handle(StopAsked(), now_s=4)

@@ -1,4 +1,6 @@
 import logging
+import os
+import sys
 
 import pytest
 
@@ -21,6 +23,34 @@ def test_event_goes_to_stderr_on_one_line_behind_time_and_level(capsys):
     line = capsys.readouterr().err
     assert line.endswith("Z INFO worker_lost worker=d0 late_s=3.2\n")
     assert line.count("\n") == 1
+
+
+class Stream:
+    """A stderr of which the journal may know the device and inode."""
+
+    def __init__(self, path):
+        self._file = path.open("w")
+        self.fileno, self.write, self.flush = self._file.fileno, self._file.write, self._file.flush
+
+    @property
+    def name_for_journal(self):
+        found = os.fstat(self.fileno())
+        return f"{found.st_dev}:{found.st_ino}"
+
+
+@pytest.mark.parametrize("matches", [True, False])
+def test_only_the_journal_is_spared_the_time(tmp_path, monkeypatch, matches):
+    stream = Stream(tmp_path / "log")
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("JOURNAL_STREAM", stream.name_for_journal if matches else "1:2")
+    setup()
+    logging.getLogger("nodeserve").warning("process_exited name=d0: killed\n    | last words")
+    stream.flush()
+    first, second = (tmp_path / "log").read_text().splitlines()
+    if matches:
+        assert (first, second) == ("<4>process_exited name=d0: killed", "<4>    | last words")
+    else:
+        assert first.endswith("Z WARNING process_exited name=d0: killed")
 
 
 def test_lines_below_the_level_are_dropped(capsys):

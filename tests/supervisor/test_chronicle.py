@@ -1,0 +1,108 @@
+import logging
+
+import pytest
+
+from nodeserve.lifecycle.messages import (
+    DrainAsked,
+    ProcessReady,
+    RestartAsked,
+    RoleAsked,
+    TimeElapsed,
+    WorkerEmptied,
+)
+from nodeserve.supervisor.chronicle import Chronicle
+from nodeserve.wire.kinds import Role
+from tests.lifecycle.living import Node
+
+
+class Story:
+    """A node that is up, and what its chronicle says of each further event."""
+
+    def __init__(self, caplog):
+        caplog.set_level(logging.INFO)
+        self._caplog = caplog
+        self.node = Node()
+        self.chronicle = Chronicle(self.node.life)
+        self.node.up()
+        self.lines()
+
+    def lines(self):
+        self._caplog.clear()
+        self.chronicle.look(now_s=self.node.now_s)
+        return [(line.levelname, line.message) for line in self._caplog.records]
+
+    def after(self, event, at_s=None):
+        self.node.tell(event, at_s)
+        return self.lines()
+
+
+@pytest.fixture
+def story(caplog):
+    return Story(caplog)
+
+
+def test_a_start_says_who_is_ready_and_nothing_twice(caplog):
+    caplog.set_level(logging.INFO)
+    node = Node()
+    chronicle = Chronicle(node.life)
+    node.up()
+    for _ in range(2):
+        chronicle.look(now_s=0.0)
+    names = [line.split()[1] for line in caplog.messages if line.startswith("process_ready")]
+    assert names == [f"name={name}" for name in node.life.slots]
+    assert len(caplog.messages) == len(names)
+
+
+def test_a_crash_and_the_way_back_are_told(story):
+    story.node.exits("decode-0")
+    assert story.lines() == [
+        ("INFO", "process_backoff name=decode-0 restart_in_s=0.5"),
+        ("WARNING", "node_degraded detail='no worker decodes, decode-0 is backoff'"),
+    ]
+    generation = story.node.life.slots["gateway-api"].generation + 1
+    restarting, detail = story.after(TimeElapsed(), at_s=0.5)
+    assert restarting == ("INFO", f"process_restarting name=decode-0 generation={generation}")
+    assert detail[0] == "WARNING"
+    story.node.engine_ready("decode-0")
+    story.node.routed("decode-0")
+    assert story.lines() == [
+        ("INFO", f"process_ready name=decode-0 generation={generation} restarts=1"),
+        ("INFO", "node_ready_again"),
+    ]
+
+
+def test_a_drain_and_its_end_are_told(story):
+    story.after(RoleAsked("prefill-0", Role.AGGREGATED))
+    assert story.after(DrainAsked("decode-0")) == [
+        ("INFO", "worker_draining name=decode-0 then=stay_down")
+    ]
+    assert story.after(WorkerEmptied(story.node.generation("decode-0"))) == []
+    story.node.exits("decode-0", exit_code=0)
+    assert story.lines() == [
+        ("INFO", "worker_down name=decode-0: `nodeserve restart` brings it back")
+    ]
+
+
+def test_a_restart_is_told_as_one(story):
+    story.after(RoleAsked("prefill-0", Role.AGGREGATED))
+    assert story.after(RestartAsked("decode-0", immediately=False)) == [
+        ("INFO", "worker_draining name=decode-0 then=restart")
+    ]
+
+
+def test_a_role_is_told_with_the_one_before(story):
+    assert story.after(RoleAsked("prefill-0", Role.AGGREGATED)) == [
+        ("INFO", "worker_role name=prefill-0 role=aggregated before=prefill")
+    ]
+
+
+def test_who_does_not_come_back_is_an_error_with_its_cause(story):
+    story.node.exits("decode-0", cause="no such model\n    | log", retryable=False)
+    assert story.lines()[0] == (
+        "ERROR",
+        "process_failed name=decode-0 cause='no such model': `nodeserve restart` tries again",
+    )
+
+
+def test_a_late_word_of_a_fenced_process_is_no_change(story):
+    assert story.after(ProcessReady(story.node.generation("decode-0"))) == []
