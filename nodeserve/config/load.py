@@ -19,6 +19,7 @@ from nodeserve.config.node import (
     ArgValue,
     GatewayKind,
     Listener,
+    LivenessSettings,
     NodeConfig,
     RouterSettings,
     Worker,
@@ -113,6 +114,7 @@ def load_config(flags: Flags, around: Surroundings) -> NodeConfig:
             max_queued_requests=file.router.max_queued_requests,
         ),
         drain_deadline_s=file.drain.deadline_s,
+        liveness=LivenessSettings(**msgspec.structs.asdict(file.liveness)),
         simulate=simulate,
         speedup=speedup,
         warnings=tuple(problems.warnings),
@@ -323,6 +325,10 @@ def _check_numbers(file: FileConfig, problems: Problems) -> None:
         ("router.local_prefill_tokens", file.router.local_prefill_tokens, 0),
         ("router.max_queued_requests", file.router.max_queued_requests, 1),
         ("drain.deadline_s", file.drain.deadline_s, 0.0),
+        ("liveness.stopped_s", file.liveness.stopped_s, 0.0),
+        ("liveness.silent_s", file.liveness.silent_s, 0.5),
+        ("liveness.step_s", file.liveness.step_s, 1.0),
+        ("liveness.first_step_s", file.liveness.first_step_s, 1.0),
     ):
         if not math.isfinite(value) or value < least:
             problems.add(key, f"is {value}: use {least:g} or more")

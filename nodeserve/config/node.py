@@ -88,6 +88,22 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_requests: int = 10_000
 
 
+class LivenessSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """When a process that exists counts as dead.
+
+    Attributes:
+        stopped_s: How long it may be stopped by a signal or a debugger.
+        silent_s: How long its heartbeat may stay away while nothing in it runs.
+        step_s: How long any engine step may take; longer ones may if those before did.
+        first_step_s: The same for the first steps, which may compile something.
+    """
+
+    stopped_s: float = 0.2
+    silent_s: float = 1.0
+    step_s: float = 10.0
+    first_step_s: float = 120.0
+
+
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the supervisor needs to know; checked whole before anything starts.
 
@@ -97,6 +113,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
         runtime_dir: Absolute path of the directory for internal sockets and logs, mode 0700.
         listeners: At least one. The first with a Unix socket is the node's own address.
         drain_deadline_s: How long requests in flight may take when the node stops.
+        liveness: When a process that exists counts as dead.
         simulate: A system such as ``8xh100-sxm``; None runs vLLM.
         speedup: Divides simulated step times; ``inf`` makes them zero.
         warnings: What the operator should look at, though the node can start.
@@ -110,6 +127,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv: KvSpec = KvSpec()
     router: RouterSettings = RouterSettings()
     drain_deadline_s: float = 60.0
+    liveness: LivenessSettings = LivenessSettings()
     simulate: str | None = None
     speedup: float = 1.0
     warnings: tuple[str, ...] = ()

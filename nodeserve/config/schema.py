@@ -69,6 +69,15 @@ class DrainTable(_Table, frozen=True):
     deadline_s: float = 60.0
 
 
+class LivenessTable(_Table, frozen=True):
+    """``[liveness]``: when a process that exists counts as dead."""
+
+    stopped_s: float = 0.2
+    silent_s: float = 1.0
+    step_s: float = 10.0
+    first_step_s: float = 120.0
+
+
 class SimulateTable(_Table, frozen=True):
     """``[simulate]``: engines that need neither weights nor a GPU."""
 
@@ -89,4 +98,5 @@ class FileConfig(_Table, frozen=True):
     kv: KvTable = KvTable()
     router: RouterTable = RouterTable()
     drain: DrainTable = DrainTable()
+    liveness: LivenessTable = LivenessTable()
     simulate: SimulateTable | None = None

@@ -43,6 +43,7 @@ def to_toml(config: NodeConfig) -> str:
             },
         ),
         ("[drain]", {"deadline_s": config.drain_deadline_s}),
+        ("[liveness]", msgspec.structs.asdict(config.liveness)),
     ]
     if config.simulate is not None:
         tables.append(("[simulate]", {"system": config.simulate, "speedup": config.speedup}))

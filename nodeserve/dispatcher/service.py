@@ -1,6 +1,8 @@
 """The dispatcher as a whole: its ports, its control messages and its clock."""
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import math
 from typing import Any, Final
@@ -34,6 +36,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 TICK_S: Final = 0.1
 """How late a utility's deadline, a stall or a gauge may be noticed."""
+
+HEARTBEAT_TICKS: Final = 5
 
 STALL_S: Final = 2.0
 """How long all engines wait for a gateway that does not read, before it is given up."""
@@ -321,7 +325,12 @@ class Dispatcher:
         )
 
     async def _tick_forever(self) -> None:
-        while True:
+        next_s = HEARTBEAT_TICKS * TICK_S
+        heartbeat = control.DispatcherHeartbeat(generation=self.generation, next_s=next_s)
+        for number in itertools.count():
+            if number % HEARTBEAT_TICKS == 0:
+                with contextlib.suppress(PeerError):  # the supervisor is stuck: who would care
+                    self._control.send(heartbeat)
             await asyncio.sleep(TICK_S)
             self.tick()
 

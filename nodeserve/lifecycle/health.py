@@ -2,7 +2,6 @@
 
 from typing import Final
 
-from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.lifecycle.slots import Slots
 from nodeserve.wire.kinds import ProcessKind, Role
@@ -17,7 +16,7 @@ def losses(slots: Slots) -> list[str]:
     """
     has_prefill = any(slot.role is Role.PREFILL for slot in slots.of_kind(ProcessKind.WORKER))
     needed = (Role.DECODE, Role.PREFILL) if has_prefill else (Role.DECODE,)
-    lost = (slot for slot in slots.serving() if slot.wanted and slot.life.phase is not Phase.READY)
+    lost = (slot for slot in slots.serving() if slot.wanted and not slot.serves)
     return [
         *(f"no worker {_DOES[role]}" for role in needed if not _takes(slots, role)),
         *(f"{slot.name} is {slot.state()}" for slot in lost),
@@ -38,7 +37,5 @@ def _takes(slots: Slots, role: Role) -> list[Slot]:
     return [
         slot
         for slot in slots.of_kind(ProcessKind.WORKER)
-        if slot.life.phase is Phase.READY
-        and not slot.draining
-        and slot.role in (role, Role.AGGREGATED)
+        if slot.serves and not slot.draining and slot.role in (role, Role.AGGREGATED)
     ]

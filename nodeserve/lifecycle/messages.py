@@ -66,7 +66,15 @@ class ProcessExited:
 
 @dataclass(frozen=True, slots=True)
 class ProcessSick:
-    """A gateway's or worker's process lives but is of no use: it does not answer or not read."""
+    """A process lives but is of no use: it is stopped, or does not answer, read or get on."""
+
+    generation: Generation
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessHeld:
+    """A killed process does not end: the kernel holds it."""
 
     generation: Generation
     cause: str
@@ -118,6 +126,7 @@ Event = (
     | NodeEmptied
     | ProcessExited
     | ProcessSick
+    | ProcessHeld
     | StopAsked
     | DrainAsked
     | RestartAsked

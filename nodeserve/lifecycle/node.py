@@ -18,6 +18,7 @@ from nodeserve.lifecycle.messages import (
     NodeEmptied,
     NodeStarted,
     ProcessExited,
+    ProcessHeld,
     ProcessReady,
     ProcessSick,
     RestartAsked,
@@ -123,8 +124,8 @@ class NodeLife:
                 return [] if slot is None else self._became_ready(slot, now_s)
             case ProcessExited():
                 return self._exited(event, now_s)
-            case ProcessSick():
-                return self._sick(event, now_s)
+            case ProcessSick() | ProcessHeld():
+                return self._in_trouble(event)
             case WorkerEmptied(generation=generation):
                 slot = self._slots.of_generation(generation)
                 return self._stop(slot, now_s) if slot is not None and slot.draining else []
@@ -234,15 +235,23 @@ class NodeLife:
                 commands += self._slots.apply(slot, process.StopRequested(0), now_s)
         return commands
 
-    def _sick(self, event: ProcessSick, now_s: float) -> list[Command]:
+    def _in_trouble(self, event: ProcessSick | ProcessHeld) -> list[Command]:
+        """Fence a sick process at once, since it may take its time to die, and kill it.
+
+        Its death then counts like any other: no endless quick restarts.
+        """
         slot = self._slots.of_generation(event.generation)
-        if slot is None or slot.life.phase not in (Phase.STARTING, Phase.READY):
+        if slot is None:
             return []
-        if slot.kind is ProcessKind.WORKER:
-            slot.sick = event.cause  # it dies like any other: no endless quick restarts
-            return [KillProcess(slot.generation)]
-        slot.detail, slot.after_stop = event.cause, AfterStop.START_AGAIN
-        return self._end(slot, now_s)
+        if isinstance(event, ProcessHeld):
+            slot.detail = event.cause
+            return []
+        if slot.life.phase not in (Phase.STARTING, Phase.READY) or slot.sick is not None:
+            return []
+        slot.sick = slot.detail = event.cause
+        commands = self._slots.detach(slot, event.cause)
+        slot.attached = False
+        return [*commands, KillProcess(slot.generation)]
 
     # ---------------------------------------------------------------- operator's wishes
 

@@ -69,6 +69,11 @@ class Slot:
         return max(0, self.incarnations - 1)
 
     @property
+    def serves(self) -> bool:
+        """Whether the process does its work."""
+        return self.life.phase is Phase.READY and self.sick is None
+
+    @property
     def running(self) -> bool:
         """Whether a process exists, so that an exit is still to come."""
         return self.life.phase in (Phase.STARTING, Phase.READY, Phase.STOPPING)
@@ -106,5 +111,7 @@ class Slot:
         self.detail = detail
 
     def state(self) -> str:
-        """The phase, or ``draining``: what `status` shows."""
+        """The phase, or what it comes to: what `status` shows."""
+        if self.sick is not None and self.running:
+            return str(Phase.STOPPING)
         return "draining" if self.draining and self.running else str(self.life.phase)

@@ -13,7 +13,8 @@ from nodeserve.lifecycle.messages import (
     TellDispatcher,
     TerminateProcess,
 )
-from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.process import Phase, ProcessLife
+from nodeserve.lifecycle.restart import RestartHistory
 from nodeserve.lifecycle.slot import Slot, SlotPlan
 from nodeserve.wire.control import AttachWorker, DetachGateway, DetachWorker
 from nodeserve.wire.kinds import ProcessKind, Role
@@ -23,7 +24,10 @@ class Slots:
     """Every slot by its name, and the count of generations, none of which is used twice."""
 
     def __init__(self, plans: Iterable[SlotPlan]) -> None:
-        self.by_name = {plan.name: Slot(plan, role=plan.role) for plan in plans}
+        self.by_name = {
+            plan.name: Slot(plan, ProcessLife(RestartHistory(place=place)), role=plan.role)
+            for place, plan in enumerate(plans)
+        }
         self._last_generation = 0
 
     def check(self) -> None:
@@ -96,7 +100,7 @@ class Slots:
 
     def attach(self, slot: Slot) -> list[Command]:
         """Let the dispatcher route to a worker whose engine is ready, once both are there."""
-        usable = slot.life.phase in (Phase.STARTING, Phase.READY)
+        usable = slot.life.phase in (Phase.STARTING, Phase.READY) and slot.sick is None
         if slot.ready is None or slot.attached or not usable or not self.dispatcher_ready():
             return []
         slot.attached = True
@@ -109,7 +113,7 @@ class Slots:
     def connect(self, slot: Slot) -> list[Command]:
         """Let the dispatcher be a starting gateway's engine, once both are there."""
         starting = slot.life.phase is Phase.STARTING and slot.generation != 0
-        if not starting or slot.attached or not self.dispatcher_ready():
+        if not starting or slot.sick is not None or slot.attached or not self.dispatcher_ready():
             return []
         slot.attached = True
         return [ConnectGateway(slot.generation)]

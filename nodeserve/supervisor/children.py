@@ -51,10 +51,19 @@ class Exit:
 
 
 class Children:
-    """Every child of the supervisor, by generation; ``on_exit`` hears of each ending once."""
+    """Every child of the supervisor, by generation.
 
-    def __init__(self, runtime: RuntimeDirectory, on_exit: Callable[[Child, Exit], None]) -> None:
+    ``on_birth`` and ``on_exit`` hear of each of them once.
+    """
+
+    def __init__(
+        self,
+        runtime: RuntimeDirectory,
+        on_birth: Callable[[Child], None],
+        on_exit: Callable[[Child, Exit], None],
+    ) -> None:
         self._runtime = runtime
+        self._on_birth = on_birth
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
         self._children: dict[Generation, Child] = {}
@@ -129,6 +138,7 @@ class Children:
         child = Child(name, generation, pid, pidfd, self._loop.time(), log_start)
         self._children[generation] = child
         self._loop.add_reader(pidfd, self._exited, child)
+        self._on_birth(child)
         return child
 
     def _exited(self, child: Child) -> None:

@@ -51,6 +51,7 @@ from nodeserve.supervisor.report import explain, ready_line
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.spawn import Spawner
 from nodeserve.supervisor.standing import Standing
+from nodeserve.supervisor.watch import Watch
 from nodeserve.wire import control
 from nodeserve.wire.kinds import ProcessKind
 
@@ -98,7 +99,8 @@ class Supervisor:
         self._causes: dict[int, control.ChildFailed] = {}
         self._last_words: dict[int, asyncio.Event] = {}
         self._server = ControlServer(runtime.address("control"))
-        self._children = Children(runtime, self._on_exit)
+        self._watch = Watch(config, clock, self._events.put_nowait)
+        self._children = Children(runtime, self._watch.born, self._on_exit)
         self._standing = Standing(notifier)
         self._gateways = Gateways(config, self._events.put_nowait, activated)
         self._spawner = Spawner(config, runtime, self._children, self._gateways)
@@ -113,6 +115,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._events.put_nowait, StopAsked())
         listening = asyncio.create_task(self._listen())
+        self._in_background(self._watch.run())
         try:
             self._events.put_nowait(NodeStarted())
             while True:
@@ -123,7 +126,8 @@ class Supervisor:
                 now_s, listens = self._clock.now_s(), not listening.done()
                 self._standing.turned(self._life, now_s=now_s, listening=listens)
         finally:
-            listening.cancel()
+            for task in (listening, *self._tasks):
+                task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
             self._gateways.close()
@@ -164,6 +168,7 @@ class Supervisor:
             case TerminateProcess(generation=generation):
                 self._children.send(generation, signal.SIGTERM)
             case KillProcess(generation=generation):
+                self._watch.killed(generation)
                 self._children.send(generation, signal.SIGKILL)
             case TellDispatcher(message=message):
                 self._tell_dispatcher(message)
@@ -210,6 +215,7 @@ class Supervisor:
                 self._carry_out(command)
 
     def _on_exit(self, child: Child, ended: Exit) -> None:
+        self._watch.gone(child.generation)
         if not ended.code or child.generation in self._causes:
             self._book_exit(child, ended)
             return
@@ -234,6 +240,8 @@ class Supervisor:
             shown = asked.get(ended.signal) if ended.signal else None
             words = "process_exited name=%s pid=%d: %s"
             _log.info(words, child.name, child.pid, shown or ended.describe())
+        elif slot.sick is not None:
+            _log.warning("process_exited name=%s pid=%d: killed by us", child.name, child.pid)
         else:
             _log.warning("process_exited name=%s pid=%d: %s", child.name, child.pid, why.cause)
         self._gateways.forget(child.generation)
@@ -273,8 +281,8 @@ class Supervisor:
             )
             return
         match message:
-            case control.WorkerHello() | control.WorkerHeartbeat():
-                pass
+            case control.WorkerHello() | control.WorkerHeartbeat() | control.DispatcherHeartbeat():
+                self._watch.heard(message)
             case control.WorkerProgress(generation=generation, phase=phase):
                 if (slot := self._life.of_generation(generation)) is not None:
                     slot.detail = phase
@@ -340,6 +348,7 @@ class Supervisor:
                 | control.WorkerHeartbeat()
                 | control.ChildFailed()
                 | control.DispatcherReady()
+                | control.DispatcherHeartbeat()
             ):
                 return identity == str(message.generation).encode()
             case _:

@@ -83,7 +83,7 @@ def standing_line(life: NodeLife) -> str:
             return f"starting: {ready} of {len(slots)} processes are ready{doing}"
         case NodePhase.READY:
             workers = [slot for slot in slots if slot.kind is ProcessKind.WORKER]
-            able = sum(slot.life.phase is Phase.READY for slot in workers)
+            able = sum(slot.serves for slot in workers)
             line = f"{life.state}: {able} of {len(workers)} workers serve"
             return f"{line}; {life.detail}" if life.detail else line
         case NodePhase.DRAINING:

@@ -75,14 +75,16 @@ class WorkerReady(_Message, frozen=True, kw_only=True):
 
 
 class WorkerHeartbeat(_Message, frozen=True, kw_only=True):
-    """Sent about once a second by a thread beside the engine loop.
+    """Sent several times a second by a thread beside the engine loop.
 
     ``steps`` counts engine steps: it must advance while ``num_requests`` is above zero.
+    ``next_s`` is when the next one follows.
     """
 
     generation: int
     steps: int
     num_requests: int
+    next_s: float = 0.25
 
 
 class ChildFailed(_Message, frozen=True, kw_only=True):
@@ -98,6 +100,13 @@ class DispatcherReady(_Message, frozen=True, kw_only=True):
 
     generation: int
     pid: int
+
+
+class DispatcherHeartbeat(_Message, frozen=True, kw_only=True):
+    """Sent from the dispatcher's own loop; ``next_s`` is when the next one follows."""
+
+    generation: int
+    next_s: float = 0.5
 
 
 class WorkerServing(_Message, frozen=True, kw_only=True):
@@ -284,6 +293,7 @@ Message = (
     | WorkerHeartbeat
     | ChildFailed
     | DispatcherReady
+    | DispatcherHeartbeat
     | WorkerServing
     | WorkerDrained
     | WorkerGivenUp

@@ -43,13 +43,14 @@ class Reporter:
         """Say that the engine takes requests."""
         self._channel.send(ready)
 
-    def heartbeat(self, engine: Engine) -> None:
-        """Say how far the engine got."""
+    def heartbeat(self, engine: Engine, *, next_s: float) -> None:
+        """Say how far the engine got, and when we say so again."""
         self._channel.send(
             WorkerHeartbeat(
                 generation=self._spec.generation,
                 steps=engine.steps,
                 num_requests=engine.num_requests,
+                next_s=next_s,
             )
         )
 

@@ -1,10 +1,17 @@
 """Streams of a node that are read while something happens to it."""
 
+import contextlib
 import json
 import threading
 import time
 
+import httpx
+
 from tests.support.daemon import Daemon
+
+PROMPTS = [
+    f"Story number {number}. " + "Once upon a time in a hilly land. " * 6 for number in range(8)
+]
 
 
 def busy_workers(status):
@@ -29,7 +36,10 @@ class Stream:
         self.thread.start()
 
     def _read(self, node: Daemon, body: dict[str, object]) -> None:
-        with node.client.stream("POST", "/v1/completions", json=body) as response:
+        with (
+            contextlib.suppress(httpx.HTTPError),
+            node.client.stream("POST", "/v1/completions", json=body) as response,
+        ):
             for line in response.iter_lines():
                 if line.startswith("data: {"):
                     self._take(json.loads(line[6:]))

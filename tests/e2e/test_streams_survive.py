@@ -7,14 +7,10 @@ import pytest
 
 from nodeserve.wire.control import DrainRequest, RestartRequest
 from tests.e2e.conftest import SIMULATED
-from tests.e2e.streams import Stream, busy_workers
+from tests.e2e.streams import PROMPTS, Stream, busy_workers
 from tests.support.daemon import daemon
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm]
-
-PROMPTS = [
-    f"Story number {number}. " + "Once upon a time in a hilly land. " * 6 for number in range(8)
-]
 
 
 @pytest.fixture(scope="module")

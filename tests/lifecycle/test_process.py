@@ -55,9 +55,11 @@ def test_the_table_says_what_each_phase_makes_of_each_event(phase, event):
 def test_crash_while_ready_waits_then_spawns_again():
     life = in_phase(Phase.READY)
     assert life.handle(Exited(), now_s=10.0) == []
-    assert life.wake_at_s == 10.5
-    assert life.handle(TimeElapsed(), now_s=10.5) == [Spawn()]
+    assert life.wake_at_s == 10.0
+    assert life.handle(TimeElapsed(), now_s=10.0) == [Spawn()]
     assert life.phase is Phase.STARTING
+    life.handle(Exited(), now_s=11.0)
+    assert life.wake_at_s == 11.5
 
 
 def test_an_exit_that_cannot_be_retried_waits_for_an_operator():

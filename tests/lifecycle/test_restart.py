@@ -1,14 +1,29 @@
+import pytest
+
 from nodeserve.lifecycle.restart import RestartHistory, RestartPolicy
 
+EXACT = RestartPolicy(first_delay_s=0.5, max_delay_s=60, max_deaths=5, jitter=0)
 
-def test_the_delay_doubles_with_each_death_in_the_window():
-    history = RestartHistory(RestartPolicy(first_delay_s=0.5, max_delay_s=60, max_deaths=5))
-    assert [history.note_death(float(at_s)) for at_s in range(4)] == [0.5, 1.0, 2.0, 4.0]
+
+def test_the_first_death_costs_no_delay_and_then_it_doubles_with_each_in_the_window():
+    history = RestartHistory(EXACT)
+    assert [history.note_death(float(at_s)) for at_s in range(5)] == [0.0, 0.5, 1.0, 2.0, 4.0]
 
 
 def test_the_delay_has_a_ceiling():
-    history = RestartHistory(RestartPolicy(first_delay_s=10, max_delay_s=15, max_deaths=9))
-    assert [history.note_death(1.0) for _ in range(3)] == [10, 15, 15]
+    policy = RestartPolicy(first_delay_s=10, max_delay_s=15, max_deaths=9, jitter=0)
+    history = RestartHistory(policy)
+    assert [history.note_death(1.0) for _ in range(4)] == [0, 10, 15, 15]
+
+
+def test_processes_that_die_together_come_back_one_after_another():
+    delays = []
+    for place in range(8):
+        history = RestartHistory(place=place)
+        history.note_death(0.0)
+        delays.append(history.note_death(0.0))
+    assert len(set(delays)) == len(delays)
+    assert all(0.5 <= delay_s <= 0.6 for delay_s in delays)
 
 
 def test_one_death_too_many_within_the_window_gives_up():
@@ -20,12 +35,12 @@ def test_one_death_too_many_within_the_window_gives_up():
 
 def test_deaths_outside_the_window_do_not_count():
     history = RestartHistory(RestartPolicy(max_deaths=1, window_s=100))
-    assert history.note_death(0.0) == 0.5
-    assert history.note_death(101.0) == 0.5
+    assert history.note_death(0.0) == pytest.approx(0.0)
+    assert history.note_death(101.0) == pytest.approx(0.0)
 
 
 def test_forgiving_starts_the_count_again():
     history = RestartHistory(RestartPolicy(max_deaths=1))
     history.note_death(0.0)
     history.forgive()
-    assert history.note_death(1.0) == 0.5
+    assert history.note_death(1.0) == pytest.approx(0.0)

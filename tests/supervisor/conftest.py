@@ -31,7 +31,12 @@ class Nursery:
         become_subreaper()
         self.runtime = runtime
         self.endings = asyncio.Queue()
-        self.children = Children(runtime, lambda child, end: self.endings.put_nowait((child, end)))
+        self.births = []
+        self.children = Children(
+            runtime,
+            self.births.append,
+            lambda child, end: self.endings.put_nowait((child, end)),
+        )
         self.last = 1
 
     async def start(self):

@@ -56,7 +56,7 @@ def test_a_start_says_who_is_ready_and_nothing_twice(caplog):
 def test_a_crash_and_the_way_back_are_told(story):
     story.node.exits("decode-0")
     assert story.lines() == [
-        ("INFO", "process_backoff name=decode-0 restart_in_s=0.5"),
+        ("INFO", "process_backoff name=decode-0 restart_in_s=0.0"),
         ("WARNING", "node_degraded detail='no worker decodes, decode-0 is backoff'"),
     ]
     generation = story.node.life.slots["gateway-api"].generation + 1

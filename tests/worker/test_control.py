@@ -15,12 +15,12 @@ def test_every_message_names_its_sender(reporter, channel, engine, ready):
     reporter.hello(123)
     reporter.progress("loading weights")
     reporter.ready(ready)
-    reporter.heartbeat(engine)
+    reporter.heartbeat(engine, next_s=0.5)
     assert channel.messages == [
         WorkerHello(name="decode-1", generation=4, pid=123),
         WorkerProgress(generation=4, phase="loading weights"),
         ready,
-        WorkerHeartbeat(generation=4, steps=7, num_requests=2),
+        WorkerHeartbeat(generation=4, steps=7, num_requests=2, next_s=0.5),
     ]
 
 

@@ -2,13 +2,22 @@ import threading
 
 from nodeserve.wire.control import WorkerHeartbeat
 from nodeserve.worker.control import Reporter
-from nodeserve.worker.heartbeat import Heartbeat
+from nodeserve.worker.heartbeat import IDLE_INTERVALS, Heartbeat
 
 
 def test_first_heartbeat_comes_at_once_and_carries_the_counters(channel, spec, engine):
     engine.steps, engine.num_requests = 5, 1
     with Heartbeat(Reporter(channel, spec), engine, interval_s=60):
-        assert channel.wait_for(1) == [WorkerHeartbeat(generation=4, steps=5, num_requests=1)]
+        assert channel.wait_for(1) == [
+            WorkerHeartbeat(generation=4, steps=5, num_requests=1, next_s=60)
+        ]
+
+
+def test_an_engine_without_work_is_reported_less_often_and_says_so(channel, spec, engine):
+    engine.num_requests = 0
+    with Heartbeat(Reporter(channel, spec), engine, interval_s=60):
+        (message,) = channel.wait_for(1)
+    assert message.next_s == 60 * IDLE_INTERVALS
 
 
 def test_heartbeats_go_on_while_the_engine_stands_still(channel, spec, engine):

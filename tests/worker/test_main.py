@@ -36,7 +36,7 @@ def test_worker_says_hello_then_progress_then_ready_then_its_heart_beats(
         WorkerHello(name="decode-1", generation=4, pid=os.getpid()),
         WorkerProgress(generation=4, phase="loading"),
         ready,
-        WorkerHeartbeat(generation=4, steps=0, num_requests=0),
+        WorkerHeartbeat(generation=4, steps=0, num_requests=0, next_s=1.0),
     ]
 
 

@@ -24,7 +24,7 @@ gateways, and an abort would come thousands of tokens too late."""
 
 _MAX_UNSENT_ANSWERS: Final = 256
 _LOOK_UP_S: Final = 0.5
-"""How often an engine that waits for a lease to end, or for its peer, looks up."""
+"""How often an engine that waits for a lease or a long step to end, or for its peer, looks up."""
 
 _IDLE_S: Final = 60.0
 _MAX_LAG_S: Final = 0.050
@@ -108,8 +108,10 @@ class EngineLoop:
             left_s = self._step_end_s - self._clock.now_s()
             if left_s <= 0:
                 return
-            self._wait(left_s)
+            self._wait(min(left_s, _LOOK_UP_S))
             self._receive()
+            if left_s > _LOOK_UP_S:
+                self.steps += 1
 
     def _finish_step(self) -> None:
         self._core.finish_step(self._clock.now_s())
