@@ -5,6 +5,7 @@ from collections import deque
 from typing import Any, Final, Protocol, assert_never
 
 from nodeserve.clock import Clock
+from nodeserve.dispatcher.codecs import Codecs
 from nodeserve.dispatcher.gateway_link import GatewayLink
 from nodeserve.dispatcher.orphans import Orphans, request_id
 from nodeserve.dispatcher.records import ClientRequest, Leg
@@ -32,9 +33,9 @@ from nodeserve.router.messages import (
     WorkerLost,
 )
 from nodeserve.wire.codec import encode
-from nodeserve.wire.control import NodeDrained, WireFields, WorkerDrained
-from nodeserve.wire.engine_core import ABORT, ADD, AddRequest, RequestCodec, decode_abort
-from nodeserve.wire.engine_outputs import ERROR, OutputCodec
+from nodeserve.wire.control import NodeDrained, WorkerDrained
+from nodeserve.wire.engine_core import ABORT, ADD, AddRequest, decode_abort
+from nodeserve.wire.engine_outputs import ERROR
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -70,16 +71,6 @@ class Outside(Protocol):
     def send(self, gateway: GatewayLink, message: list[Any], aux: list[bytes]) -> None:
         """Send to a gateway, or end it."""
         ...
-
-
-class Codecs:
-    """How the engines of this node write their messages."""
-
-    def __init__(self, fields: WireFields, grammar_backend: str) -> None:
-        """Raises ValueError when this vLLM version is not supported."""
-        self.fields = fields
-        self.requests = RequestCodec(fields, grammar_backend)
-        self.outputs = OutputCodec(fields)
 
 
 class RequestDesk:
@@ -146,6 +137,10 @@ class RequestDesk:
             add = self.codecs.requests.decode(frames[0])
         except (ValueError, IndexError):
             self._refuse(gateway, frames)
+            return
+        if add.abort_immediately:
+            # What it names was stripped: no engine holds anything for it, or would answer.
+            self.traces.counters.rejected_frames += 1
             return
         running = gateway.requests.get(add.wire_id)
         if running is not None:
@@ -237,8 +232,12 @@ class RequestDesk:
         try:
             self.workers.send(worker, kind, payload, aux)
         except PeerError as error:
-            self._outside.give_up(worker, str(error))
-            self.lose(worker.generation)
+            self.give_up(worker, str(error))
+
+    def give_up(self, worker: Worker, cause: str) -> None:
+        """Fence a worker that has not died, and let its requests go on elsewhere."""
+        self._outside.give_up(worker, cause)
+        self.lose(worker.generation)
 
     def lose(self, generation: Generation) -> None:
         """Let a worker's requests go on elsewhere: it is gone, or fenced."""
@@ -300,7 +299,7 @@ class RequestDesk:
             batch=request.gateway.batch,
             sent=request.sent,
         )
-        payload = self._payload(leg, request.add, command)
+        payload = self.codecs.payload(leg, request.add, command.lease_id)
         self._leave(request)
         request.leg = leg
         self.legs[leg.leg_id] = leg
@@ -312,25 +311,6 @@ class RequestDesk:
         else:
             request.decode_worker = worker.name
         self.send_worker(worker, ADD, payload, request.aux)
-
-    def _payload(self, leg: Leg, add: AddRequest, command: StartLeg) -> bytes:
-        if self.codecs is None:
-            raise InvariantError("dispatcher: a leg starts before any worker; report this bug")
-        codec, request = self.codecs.requests, leg.request
-        match leg.kind:
-            case LegKind.WHOLE if request.sent:
-                return codec.resumed_leg(add, leg.leg_id, request.sent)
-            case LegKind.WHOLE:
-                request.handoff = request.prefill_stats = request.prefill_events = None
-                return codec.whole_leg(add, leg.leg_id)
-            case LegKind.PREFILL:
-                request.handoff = request.prefill_stats = request.prefill_events = None
-                return codec.prefill_leg(add, leg.leg_id)
-            case LegKind.DECODE:
-                handoff = request.handoff
-                if handoff is None or handoff.lease_id != command.lease_id:
-                    raise InvariantError(f"dispatcher: {command} without its handoff; report it")
-                return codec.decode_leg(add, leg.leg_id, handoff.params)
 
     def _abort_leg(self, leg_id: LegId, generation: Generation) -> None:
         leg = self.legs.get(leg_id)
@@ -361,10 +341,10 @@ class RequestDesk:
         self._requests.pop(request.request_id, None)
         request.gateway.requests.pop(request.wire_id, None)
 
-    def end(self, request: ClientRequest, finish: str) -> None:
+    def end(self, request: ClientRequest, finish: str, error: str | None = None) -> None:
         """Book the end of a request whose last output goes to its gateway."""
         self.forget(request)
-        self.traces.finished(request, finish, now_s=self.clock.now_s())
+        self.traces.finished(request, finish, error=error, now_s=self.clock.now_s())
 
     def _fail_request(self, command: FailRequest) -> None:
         request = self._requests.get(command.request_id)
@@ -376,7 +356,7 @@ class RequestDesk:
             request.gateway.listener,
             command.reason,
         )
-        self.end(request, "error")
+        self.end(request, "error", command.reason)
         self._fail(request.gateway, request.wire_id)
 
     def _fail(self, gateway: GatewayLink, wire_id: str) -> None:

@@ -8,7 +8,8 @@ import math
 from typing import Any, Final
 
 from nodeserve.clock import Clock
-from nodeserve.dispatcher.desk import Codecs, RequestDesk
+from nodeserve.dispatcher.codecs import Codecs
+from nodeserve.dispatcher.desk import RequestDesk
 from nodeserve.dispatcher.gateway_link import GatewayLink
 from nodeserve.dispatcher.kv_events import KvEventFeed
 from nodeserve.dispatcher.ports import Ports, Timer

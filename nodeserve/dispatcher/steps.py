@@ -26,6 +26,7 @@ from nodeserve.router.messages import (
     PrefillFinished,
 )
 from nodeserve.wire.engine_outputs import (
+    ABORTED,
     ENGINE_DEAD,
     ERROR,
     FINISH_NAMES,
@@ -183,6 +184,10 @@ class Steps:
         finish = codec.field(output, codec.finish_reason)
         if not isinstance(tokens, list) or (finish is not None and type(finish) is not int):
             self._counters.rejected_frames += 1
+            return
+        if finish == ABORTED:
+            # Legs that we abort are none of ours any more. An engine does this that stops.
+            self._desk.give_up(leg.worker, "it ends requests that nobody has aborted")
             return
         if leg.kind is LegKind.PREFILL:
             self._take_prefill(leg, codec, output, finish, now_s)

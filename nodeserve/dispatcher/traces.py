@@ -69,8 +69,13 @@ class Traces:
         """The last finished requests, oldest first."""
         return tuple(self._recent)
 
-    def finished(self, request: ClientRequest, finish: str, *, now_s: float) -> None:
-        """Book a request's end; ``finish`` is a name of vLLM's FinishReason."""
+    def finished(
+        self, request: ClientRequest, finish: str, *, now_s: float, error: str | None = None
+    ) -> None:
+        """Book a request's end.
+
+        ``finish`` is a name of vLLM's FinishReason, ``error`` why we have failed the request.
+        """
         match finish:
             case "error":
                 self.counters.failed_requests += 1
@@ -87,6 +92,7 @@ class Traces:
                 cached_tokens=request.cached_tokens,
                 output_tokens=request.output_tokens,
                 finish=finish,
+                error=error,
                 prefill_worker=request.prefill_worker,
                 decode_worker=request.decode_worker,
                 handoff_bytes=request.handoff.num_bytes if request.handoff else 0,

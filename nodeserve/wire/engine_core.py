@@ -112,9 +112,12 @@ class AddRequest:
         lora_name: The adapter that its KV depends on.
         cache_salt: What keeps its KV apart from other clients'.
         resumable: Later ADDs with the same id continue it.
+        abort_immediately: It asks only to free what its ``kv_transfer_params`` name; engines do
+            not answer it.
     """
 
     __slots__ = (
+        "abort_immediately",
         "cache_salt",
         "lora_name",
         "max_tokens",
@@ -140,6 +143,7 @@ class AddRequest:
     lora_name: str | None
     cache_salt: str | None
     resumable: bool
+    abort_immediately: bool
     restorable: bool
 
 
@@ -198,6 +202,7 @@ class RequestCodec:
             if index < len(raws):
                 raws[index] = _NIL
         add.resumable = self._value(raws, "resumable") is True
+        add.abort_immediately = self._value(raws, "abort_immediately") is True
         add.media = self._any_set(raws, self._media)
         priority = self._value(raws, "priority")
         add.priority = priority if isinstance(priority, int) else 0

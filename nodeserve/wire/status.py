@@ -70,6 +70,7 @@ class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     output_tokens: int
     finish: str
+    error: str | None = None
     prefill_worker: str | None = None
     decode_worker: str | None = None
     handoff_bytes: int = 0

@@ -6,7 +6,8 @@ from typing import Any, cast
 import pytest
 
 from nodeserve.clock import ManualClock
-from nodeserve.dispatcher.desk import Codecs, RequestDesk
+from nodeserve.dispatcher.codecs import Codecs
+from nodeserve.dispatcher.desk import RequestDesk
 from nodeserve.dispatcher.gateway_link import GatewayLink
 from nodeserve.dispatcher.traces import Traces
 from nodeserve.dispatcher.utilities import Utilities
@@ -163,6 +164,14 @@ def test_request_with_media_has_no_hashes_and_stays_whole(at: Setting) -> None:
     (event,) = at.router.events
     assert isinstance(event, RequestArrived)
     assert (event.block_hashes, event.whole) == ((), True)
+
+
+def test_request_that_only_frees_what_it_names_is_dropped(at: Setting) -> None:
+    fields = request("a")
+    fields[FIELDS.request.index("abort_immediately")] = True
+    at.desk.add(at.gateway, [encode(fields)])
+    assert at.router.events == []
+    assert at.gateway.requests == {}
 
 
 def test_worker_that_takes_nothing_is_given_up_and_the_router_hears(at: Setting) -> None:

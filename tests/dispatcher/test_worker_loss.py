@@ -17,7 +17,7 @@ from tests.dispatcher.fakes import (
     running_node,
 )
 
-ERROR = 3
+ABORT, ERROR = 2, 3
 
 
 async def test_worker_lost_while_prefilling_is_replaced_by_another(tmp_path: Path) -> None:
@@ -99,6 +99,59 @@ async def test_answer_with_the_prompts_logprobs_is_not_begun_twice(tmp_path: Pat
         node.tell(control.DetachWorker(generation=10, reason="killed"))
         (row,) = await gateway.outputs()
         assert (row[:2], of(row, "finish_reason")) == (["a", []], ERROR)
+
+
+async def test_engine_that_aborts_unasked_is_fenced_and_its_requests_go_on(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        first = await able_engine(node, 10)
+        gateway = await node.gateway(20)
+        for wire_id in "abc":
+            gateway.add(wire_id)
+        legs = [(await first.leg())[0] for _ in range(3)]
+        first.say(output(legs[0], [1]), output(legs[1], [2]))
+        await gateway.outputs()
+        second = await able_engine(node, 11)
+        first.say(*[output(leg_id, [], finish_reason=ABORT) for leg_id in legs])
+        again = [(await second.leg())[1] for _ in range(3)]
+        resumed = [(fields[3].get("extra_args") or {}).get(RESUMED) for fields in again]
+        assert resumed == [[1], [2], None]
+        second.say(*[output(fields[0], [3], finish_reason=1) for fields in again])
+        rows = await gateway.outputs()
+        assert [row[:2] for row in rows] == [["a", [3]], ["b", [3]], ["c", [3]]]
+        given_up = await node.hear()
+        while not isinstance(given_up, control.WorkerGivenUp):
+            given_up = await node.hear()
+        assert (given_up.generation, "nobody has aborted" in given_up.reason) == (10, True)
+        status = await node.status_with(lambda status: status.finished_requests == 3)
+        assert (status.stale_outputs, status.failed_requests, status.aborted_requests) == (0, 0, 0)
+
+
+async def test_prefill_engine_that_aborts_unasked_is_fenced_too(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        prefill, _, gateway = await pair(node)
+        gateway.add("a")
+        leg_id, _ = await prefill.leg()
+        second = await node.engine(12, Role.PREFILL)
+        prefill.say(output(leg_id, [], finish_reason=ABORT))
+        assert (await second.leg())[1][1] == list(range(10))
+
+
+async def test_request_that_has_lost_three_workers_is_failed_and_remembered(
+    tmp_path: Path,
+) -> None:
+    async with running_node(tmp_path) as node:
+        engines = [await able_engine(node, generation) for generation in (10, 11, 12, 13)]
+        gateway = await node.gateway(20)
+        gateway.add("a")
+        for engine in engines[:3]:
+            await engine.leg()
+            node.tell(control.DetachWorker(generation=engine.generation, reason="killed"))
+        (row,) = await gateway.outputs()
+        assert (row[:2], of(row, "finish_reason")) == (["a", []], ERROR)
+        status = await node.status_with(lambda status: status.failed_requests == 1)
+        (trace,) = status.recent
+        assert trace.error is not None
+        assert "3 workers died under it" in trace.error
 
 
 async def able_engine(node: FakeNode, generation: int) -> FakeEngine:
