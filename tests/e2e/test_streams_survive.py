@@ -58,6 +58,19 @@ def test_a_worker_restarted_at_once_ends_no_stream(four):
     assert stream.end()[:2] == expected
 
 
+def test_a_stream_of_an_engine_that_is_told_to_end_goes_on_elsewhere(four):
+    """By a signal of somebody's own: vLLM then reports what runs as aborted."""
+    model = four.model
+    asked = {"max_tokens": 300, "temperature": 0, "cache_salt": "told"}
+    expected = Stream(four, model, PROMPTS[2], **asked).end()[:2]
+    stream = Stream(four, model, PROMPTS[2], **asked)
+    stream.wait_for(30)
+    four.kill(busy_workers(four.status())[0], signal.SIGTERM)
+    assert stream.end()[:2] == expected
+    assert four.status().requests.recent[-1].finish == "length"
+    four.wait_until(lambda status: status.state == "ready")
+
+
 def test_real_engines_take_over_what_a_drained_one_generates(four):
     model = four.model
     more = {"max_tokens": 300, "temperature": 0, "cache_salt": "drain"}
