@@ -192,6 +192,11 @@ class VllmNode:
         assert failure is None, failure
         return result[1]
 
+    def until_free(self, generation: int) -> None:
+        """Return when the engine says, unasked, that none of its blocks is in use."""
+        self.kv_usage.pop(generation, None)
+        self._receive_until(lambda: self.kv_usage.get(generation) == 0)
+
     def finish(self, request_id: str) -> Answer:
         """Return the request's answer once it is complete."""
         self._receive_until(lambda: self.answers[request_id].finish is not None)

@@ -162,6 +162,11 @@ class SchedulerSide:
 
     # ------------------------------------------------------------------ leases
 
+    @property
+    def num_leases(self) -> int:
+        """How many leases hold, of which some may be overdue."""
+        return self._book.num_granted
+
     def finish(self, request: Request, block_ids: tuple[list[int], ...]) -> dict[str, Any] | None:
         """Return the handoff of a finished prefill leg, its blocks pinned; None for others."""
         self._handoffs.pop(request.request_id, None)

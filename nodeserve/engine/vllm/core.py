@@ -1,5 +1,6 @@
 """vLLM's engine core, started without vLLM's handshake and with two utilities of ours."""
 
+import queue
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -27,6 +28,9 @@ NO_HANDOFFS: Final = {
     "expired": 0,
 }
 """What an engine without the KV connector has leased and loaded."""
+
+LOOK_UP_S: Final = 0.5
+"""How often an engine with nothing to do but leases looks whether their time is up."""
 
 
 class NodeEngineCore(EngineCoreProc):
@@ -60,6 +64,19 @@ class NodeEngineCore(EngineCoreProc):
     @contextmanager
     def _perform_handshakes(self, *_: Any) -> Generator[EngineZmqAddresses, None, None]:
         yield self._node_addresses
+
+    def _process_input_queue(self) -> None:
+        """Wait for work, as vLLM does; without work it would wait for ever, and leases too."""
+        while self._has_leases() and not self.has_work() and self.is_running():
+            try:
+                message = self.input_queue.get(timeout=LOOK_UP_S)
+            except queue.Empty:
+                self.handoffs.expire()
+                if not self._has_leases():
+                    self._say_what_is_free()
+            else:
+                self._handle_client_request(*message)
+        super()._process_input_queue()
 
     def _process_engine_step(self) -> bool:
         executed = super()._process_engine_step()
@@ -131,13 +148,19 @@ class NodeEngineCore(EngineCoreProc):
         if (handoffs := self.handoffs) is not None:
             handoffs.release(lease_ids)
         if not self.scheduler.has_unfinished_requests():
-            # No step may follow that would say so: whoever watches would see blocks in use.
-            stats = self.scheduler.make_stats()
-            self.output_queue.put_nowait((0, EngineCoreOutputs(scheduler_stats=stats)))
+            self._say_what_is_free()
 
     def nodeserve_kv_stats(self) -> dict:
         """Return what was leased and loaded; called over the wire."""
         return NO_HANDOFFS if (handoffs := self.handoffs) is None else handoffs.stats()
+
+    def _has_leases(self) -> bool:
+        return (handoffs := self.handoffs) is not None and handoffs.num_leases > 0
+
+    def _say_what_is_free(self) -> None:
+        # No step may follow that would say so: whoever watches would see blocks in use.
+        stats = self.scheduler.make_stats()
+        self.output_queue.put_nowait((0, EngineCoreOutputs(scheduler_stats=stats)))
 
 
 def wire_fields(vllm_version: str) -> WireFields:

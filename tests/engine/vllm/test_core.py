@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.engine.vllm.conftest import ASYNC
+from tests.engine.vllm.conftest import ASYNC, SHORT
 
 pytestmark = pytest.mark.vllm
 
@@ -28,3 +28,10 @@ def test_an_unknown_utility_fails_the_call_and_not_the_engine(node) -> None:
     with pytest.raises(AssertionError, match="nodeserve_nothing"):
         node.call(ASYNC, "nodeserve_nothing")
     assert node.stats(ASYNC)["leased"] == 0
+
+
+def test_an_idle_engine_ends_a_lease_whose_holder_never_comes(node) -> None:
+    handoff = node.prefill(SHORT, [number % 200 for number in range(100)])
+    assert handoff["lease_id"] > 0
+    node.until_free(SHORT)
+    assert node.stats(SHORT)["leased"] == 0
