@@ -13,7 +13,7 @@ import openai
 from nodeserve import connect
 from nodeserve.cli.connection import Node, ask, nobody_answers
 from nodeserve.cli.footer import describe, find_trace
-from nodeserve.config.listeners import read_api_keys
+from nodeserve.config.keys import read_api_keys
 from nodeserve.errors import CapacityError, NodeserveError, PeerError, RequestError
 from nodeserve.wire.control import StatusReply, StatusRequest
 

@@ -11,6 +11,7 @@ import msgspec
 from nodeserve.cli.exit_codes import to_help
 from nodeserve.config import paths, release
 from nodeserve.config.facts import Topology
+from nodeserve.config.keys import key_file
 from nodeserve.config.layout import Wish
 from nodeserve.config.load import Flags, Surroundings, load_config
 from nodeserve.config.node import GatewayKind, NodeConfig
@@ -126,8 +127,8 @@ def serve(config: NodeConfig, run_node: Callable[[NodeConfig], int]) -> int:
     """Check what only matters when the node really starts, then run it; return its exit code.
 
     Raises:
-        ConfigError: vLLM is missing, of another version or unable to do a worker's role, or a
-            directory can't be used.
+        ConfigError: vLLM is missing, of another version or unable to do a worker's role, a
+            credential was not given, or a directory can't be used.
     """
     python = any(listener.gateway is GatewayKind.PYTHON for listener in config.listeners)
     if config.simulate is None or python:
@@ -135,6 +136,8 @@ def serve(config: NodeConfig, run_node: Callable[[NodeConfig], int]) -> int:
     if config.simulate is None:
         require_roles(config, environment.find_vllm()[0])
     for listener in config.listeners:
+        if listener.api_key_file is not None:
+            key_file(listener.api_key_file, os.environ)
         if listener.socket is not None:
             paths.prepare_directory(Path(listener.socket).parent, os.getuid())
     setup()

@@ -12,6 +12,7 @@ import msgspec
 
 from nodeserve.config import paths
 from nodeserve.config.features import refuse_args
+from nodeserve.config.keys import is_credential, key_file, read_api_keys
 from nodeserve.config.node import ArgValue, GatewayKind, Listener
 from nodeserve.config.problems import Problems
 from nodeserve.config.schema import ListenerTable
@@ -30,13 +31,15 @@ class ListenerDefaults(msgspec.Struct, frozen=True, kw_only=True):
     """What a listener gets where its table doesn't say.
 
     ``forced_gateway`` comes from the command line and wins over the tables. ``args`` are
-    front-end arguments from the command line, for every listener; they win too.
+    front-end arguments from the command line, for every listener; they win too. ``environ`` says
+    where credentials are.
     """
 
     socket: str
     gateway: GatewayKind
     forced_gateway: GatewayKind | None = None
     args: Mapping[str, ArgValue] = {}
+    environ: Mapping[str, str] = {}
 
 
 def resolve_listeners(
@@ -73,14 +76,15 @@ def _resolve(
     if table.gateways > 1 and gateway is GatewayKind.RUST:
         problems.add(f"{key}.gateways", f"is {table.gateways}: a rust gateway is always one")
     _check_front_end_args(table.args, f"{key}.args", problems)
-    _check_key_file(table.api_key_file, f"{key}.api_key_file", problems)
     listener = Listener(
         name=name,
         gateway=gateway,
         gateways=table.gateways,
         mode=_mode(table.mode, f"{key}.mode", problems),
         group=_group(table.group, f"{key}.group", problems),
-        api_key_file=None if table.api_key_file is None else _absolute(table.api_key_file),
+        api_key_file=_key_file(
+            table.api_key_file, f"{key}.api_key_file", defaults.environ, problems
+        ),
         args={**table.args, **defaults.args},
         tenant=_tenant(table, key, problems),
     )
@@ -143,32 +147,26 @@ def _group(name: str | None, key: str, problems: Problems) -> str | None:
     return name
 
 
-def _check_key_file(given: str | None, key: str, problems: Problems) -> None:
+def _key_file(
+    given: str | None, key: str, environ: Mapping[str, str], problems: Problems
+) -> str | None:
+    """Return a listener's ``api_key_file``: an absolute path, or a credential as it is given."""
     if given is None:
-        return
+        return None
+    if is_credential(given) and not environ.get("CREDENTIALS_DIRECTORY"):
+        problems.warn(f"{key} {given} is there only when systemd starts nodeserve")
+        return given
     try:
-        read_api_keys(Path(given).expanduser())
+        path = key_file(given, environ)
+        read_api_keys(path)
     except ConfigError as error:
         problems.add(key, f"cannot be used: {error}")
-        return
-    if Path(given).expanduser().stat().st_mode & 0o007:
+        return given
+    if is_credential(given):
+        return given
+    if path.stat().st_mode & 0o007:
         problems.warn(f"{key} {given} is open to every user: run `chmod o= {given}`")
-
-
-def read_api_keys(path: Path) -> tuple[str, ...]:
-    """Return the keys in a file, one a line; lines that are empty or begin with # do not count.
-
-    Raises:
-        ConfigError: The file cannot be read or holds no key.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"API key file {path}: {error}") from error
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
-    if not keys:
-        raise ConfigError(f"API key file {path}: holds no key; write one a line")
-    return keys
+    return str(path)
 
 
 def _check_front_end_args(args: Mapping[str, ArgValue], key: str, problems: Problems) -> None:

@@ -273,6 +273,7 @@ def _listeners(
         gateway=GatewayKind.RUST if simulated else GatewayKind.PYTHON,
         forced_gateway=flags.gateway,
         args=extra,
+        environ=around.environ,
     )
     tables = [(f"listener[{index}]", table) for index, table in enumerate(file.listener)]
     if flags.socket is not None:

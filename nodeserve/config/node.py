@@ -32,7 +32,8 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
         gateways: How many gateway processes share the listening socket.
         mode: Permission bits of the Unix socket, for example ``0o660``.
         group: Group that owns the Unix socket; None keeps the daemon's own.
-        api_key_file: One key a line; clients must send one of them. None asks for no key.
+        api_key_file: One key a line; clients must send one of them. A path, or ``credential:NAME``
+            of the service manager. None asks for no key.
         args: Arguments of vLLM's front end by their Python names.
         tenant: What its requests may take of the node.
     """

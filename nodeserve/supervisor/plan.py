@@ -2,10 +2,9 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
-from nodeserve.config.listeners import read_api_keys
+from nodeserve.config.keys import key_file, read_api_keys
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
 from nodeserve.gateway.launch import GatewayLaunch
 from nodeserve.ids import Generation
@@ -155,4 +154,5 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _api_keys(listener: Listener) -> tuple[str, ...]:
-    return () if listener.api_key_file is None else read_api_keys(Path(listener.api_key_file))
+    given = listener.api_key_file
+    return () if given is None else read_api_keys(key_file(given, os.environ))

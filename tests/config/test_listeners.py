@@ -1,12 +1,9 @@
-from pathlib import Path
-
 import pytest
 
-from nodeserve.config.listeners import ListenerDefaults, read_api_keys, resolve_listeners
+from nodeserve.config.listeners import ListenerDefaults, resolve_listeners
 from nodeserve.config.node import GatewayKind
 from nodeserve.config.problems import Problems
 from nodeserve.config.schema import ListenerTable
-from nodeserve.errors import ConfigError
 from nodeserve.wire.spawn import TenantSpec
 
 DEFAULTS = ListenerDefaults(socket="/run/ns/api.sock", gateway=GatewayKind.PYTHON)
@@ -134,19 +131,6 @@ def test_two_listeners_share_neither_name_nor_address():
     assert ["name" in found[0], "address" in found[1], len(found)] == [True, True, 2]
 
 
-def test_keys_are_lines_without_comments(tmp_path):
-    path = tmp_path / "keys"
-    path.write_text("# for the lab\nk1\n\n  k2  \n")
-    assert read_api_keys(path) == ("k1", "k2")
-
-
-def test_a_file_without_keys_is_refused(tmp_path):
-    path = Path(tmp_path / "keys")
-    path.write_text("# none yet\n")
-    with pytest.raises(ConfigError, match="holds no key"):
-        read_api_keys(path)
-
-
 def test_keys_that_everybody_can_read_are_warned_of(tmp_path):
     path = tmp_path / "keys"
     path.write_text("k")
@@ -154,3 +138,23 @@ def test_keys_that_everybody_can_read_are_warned_of(tmp_path):
     problems = Problems("config.toml")
     resolved(ListenerTable(api_key_file=str(path)), problems=problems)
     assert "is open to every user" in problems.warnings[0]
+
+
+def test_a_credential_is_kept_by_name_and_read_where_the_manager_put_it(tmp_path):
+    given = ListenerTable(listen="0.0.0.0:8000", api_key_file="credential:apikeys")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    service = ListenerDefaults(socket="/s", gateway=GatewayKind.RUST, environ=environ)
+    problems = Problems("config.toml")
+    resolved(given, problems=problems, defaults=service)
+    assert "cannot be used: API key file" in problems.errors[0]
+    (tmp_path / "apikeys").write_text("k1\n")
+    [listener] = resolved(given, defaults=service)
+    assert listener.api_key_file == "credential:apikeys"
+
+
+def test_a_credential_can_be_checked_without_the_manager_and_says_so():
+    problems = Problems("config.toml")
+    [listener] = resolved(ListenerTable(api_key_file="credential:apikeys"), problems=problems)
+    assert listener.api_key_file == "credential:apikeys"
+    assert problems.errors == []
+    assert "only when systemd starts nodeserve" in problems.warnings[0]
