@@ -124,10 +124,8 @@ class TcpListener:
         self.socket.setblocking(False)
 
     def stop_accepting(self) -> None:
-        """Do nothing: a TCP socket cannot refuse clients without cutting off its gateway's.
-
-        What new clients ask for on a draining node is refused by the dispatcher.
-        """
+        """Close our part: new clients are refused once its gateways have closed theirs."""
+        self.socket.close()
 
     def close(self) -> None:
         """Stop listening. May be called twice."""

@@ -1,5 +1,6 @@
 """Describe how to start a listener's gateway; the supervisor carries the description out."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,6 @@ ENGINE_READY_TIMEOUT_S: Final = 7 * 24 * 3600
 KEEP_ALIVE_S: Final = 75
 """How long an idle client connection stays open. vLLM's own 5 s is below the idle time of the
 connection pools of openai and httpx clients, which then meet a closed connection now and then."""
-
-
-SHUTDOWN_S: Final = 8
-"""How long a gateway may take after SIGTERM to write out answers whose last token it has; less
-than the supervisor waits before it kills."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +74,8 @@ class GatewayLaunch:
         served_model_names: What clients may call the model; the first is shown to them.
         api_keys: The keys of the listener's ``api_key_file``.
         http_fd: The listening socket for clients, by the number that the gateway knows it by.
+        drain_s: How long after SIGTERM it may finish requests; the supervisor kills it sooner when
+            it has nothing left to wait for.
     """
 
     listener: Listener
@@ -87,6 +85,7 @@ class GatewayLaunch:
     served_model_names: tuple[str, ...]
     api_keys: tuple[str, ...] = field(repr=False)
     http_fd: int
+    drain_s: float
 
 
 def internal_sockets(runtime_dir: Path, generation: Generation) -> InternalSockets:
@@ -119,7 +118,7 @@ def rust_gateway(
         "served_model_name": list(launch.served_model_names),
         "engine_ready_timeout_secs": ENGINE_READY_TIMEOUT_S,
         "http_timeout_keep_alive": KEEP_ALIVE_S,
-        "shutdown_timeout": SHUTDOWN_S,
+        "shutdown_timeout": math.ceil(launch.drain_s),
     }
     argv = rust_server.command(
         rust_server.find_binary(environ),
@@ -144,8 +143,6 @@ def python_gateway(launch: GatewayLaunch) -> ForkedGateway:
         engine=launch.engine,
         args=(
             *python_server.arguments(launch.engine.args, launch.listener.args),
-            "--shutdown-timeout",
-            str(SHUTDOWN_S),
             "--served-model-name",
             *launch.served_model_names,
         ),

@@ -31,7 +31,7 @@ from nodeserve.lifecycle.messages import (
     WorkerRouted,
 )
 from nodeserve.lifecycle.process import Phase
-from nodeserve.lifecycle.shutdown import Patience, daemon_exit_code, next_to_stop
+from nodeserve.lifecycle.shutdown import SETTLE_S, Patience, daemon_exit_code, next_to_stop
 from nodeserve.lifecycle.slot import AfterStop, Slot, SlotPlan
 from nodeserve.lifecycle.slots import Slots
 from nodeserve.wire.control import (
@@ -65,6 +65,7 @@ class NodeLife:
         self._slots = Slots(plans)
         self._patience = patience
         self._drain_deadline_s: float | None = None
+        self._settled_at_s: float | None = None
         self._exit = ExitNode(0)
 
     # ------------------------------------------------------------------------ reading
@@ -83,7 +84,7 @@ class NodeLife:
         """When the caller must hand in TimeElapsed; None when nothing is due."""
         times = [slot.life.wake_at_s for slot in self._slots.by_name.values()]
         times += [slot.drain_deadline_s for slot in self._slots.by_name.values()]
-        times.append(self._drain_deadline_s)
+        times += [self._drain_deadline_s, self._settled_at_s]
         return min((at_s for at_s in times if at_s is not None), default=None)
 
     @property
@@ -130,7 +131,7 @@ class NodeLife:
                 slot = self._slots.of_generation(generation)
                 return self._stop(slot, now_s) if slot is not None and slot.draining else []
             case NodeEmptied():
-                return self._stop_all(now_s) if self.phase is NodePhase.DRAINING else []
+                return self._node_emptied(now_s)
             case StopAsked():
                 return self._stop_asked(now_s)
             case DrainAsked() | RestartAsked() | RoleAsked():
@@ -322,28 +323,52 @@ class NodeLife:
 
     def _stop_asked(self, now_s: float) -> list[Command]:
         if self.phase is NodePhase.READY and self._slots.dispatcher_ready():
-            self.phase = NodePhase.DRAINING
-            self._drain_deadline_s = now_s + self._patience.drain_s
-            return [StopAccepting(), TellDispatcher(DrainNode())]
+            return self._drain_node(now_s)
         at_once = self.phase in (NodePhase.DRAINING, NodePhase.STOPPING)
         return self._stop_all(now_s, grace_s=0.0 if at_once else 2.0)
+
+    def _drain_node(self, now_s: float) -> list[Command]:
+        """Have the gateways take nothing new, finish what they have, and end.
+
+        Everything behind them serves on until they are gone: what they have accepted is answered,
+        and what they have not is left to whoever listens next.
+        """
+        self.phase = NodePhase.DRAINING
+        self._drain_deadline_s = now_s + self._patience.drain_s
+        self._settled_at_s = now_s + SETTLE_S
+        commands: list[Command] = [StopAccepting()]
+        grace_s = self._patience.drain_s + self._patience.stop_s
+        for slot in self._slots.of_kind(ProcessKind.GATEWAY):
+            if slot.life.phase is not Phase.STOPPING:
+                commands += self._slots.apply(slot, process.StopRequested(grace_s), now_s)
+        return commands + self._continue_stop(now_s)
+
+    def _node_emptied(self, now_s: float) -> list[Command]:
+        """Give the gateways only so long to write out the last answers."""
+        if self.phase is NodePhase.DRAINING:
+            for slot in self._slots.of_kind(ProcessKind.GATEWAY):
+                slot.life.hurry(now_s + self._patience.stop_s)
+        return []
 
     def _stop_all(self, now_s: float, grace_s: float | None = None) -> list[Command]:
         """Begin to stop, in order; with a grace given, everything at the same time."""
         self.phase = NodePhase.STOPPING
-        self._drain_deadline_s = None
+        self._drain_deadline_s = self._settled_at_s = None
         commands: list[Command] = []
         if grace_s is not None:
             for slot in self._slots.by_name.values():
+                slot.life.hurry(now_s + grace_s)
                 if slot.life.phase is not Phase.STOPPING or grace_s == 0:
                     commands += self._slots.apply(slot, process.StopRequested(grace_s), now_s)
         return commands + self._continue_stop(now_s)
 
     def _continue_stop(self, now_s: float) -> list[Command]:
         """Stop the next kinds in STOP_ORDER once all before them are gone."""
-        if self.phase is NodePhase.DRAINING and self._slots.dispatcher_ready():
+        gateways = any(slot.running for slot in self._slots.of_kind(ProcessKind.GATEWAY))
+        if self.phase is NodePhase.DRAINING and self._slots.dispatcher_ready() and gateways:
             return []
         self.phase = NodePhase.STOPPING
+        self._drain_deadline_s = self._settled_at_s = None
         commands: list[Command] = []
         left = next_to_stop(self._slots.by_name.values())
         for slot in left:
@@ -355,6 +380,9 @@ class NodeLife:
 
     def _time_elapsed(self, now_s: float) -> list[Command]:
         commands: list[Command] = []
+        if self._settled_at_s is not None and self._settled_at_s <= now_s:
+            self._settled_at_s = None
+            commands.append(TellDispatcher(DrainNode()))
         if self._drain_deadline_s is not None and self._drain_deadline_s <= now_s:
             self._exit = ExitNode(1, "requests were cut off: the drain took too long")
             commands += self._stop_all(now_s, grace_s=1.0)

@@ -135,6 +135,11 @@ class ProcessLife:
             case BecameReady():
                 return []
 
+    def hurry(self, by_s: float) -> None:
+        """Bring forward to ``by_s`` when a process that was asked to end is killed."""
+        if self.phase is Phase.STOPPING and self.wake_at_s is not None:
+            self.wake_at_s = min(self.wake_at_s, by_s)
+
     def check(self) -> None:
         """Raise InvariantError unless a timer runs exactly in the phases that wait for one."""
         timed = self.phase in (Phase.BACKOFF, Phase.STOPPING)

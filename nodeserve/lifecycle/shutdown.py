@@ -29,6 +29,13 @@ class Patience:
     stop_s: float = 10.0
 
 
+SETTLE_S: Final = 2.0
+"""How long what gateways had accepted may take to reach the dispatcher, tokenising included.
+
+Only then does an empty dispatcher mean that there is nothing more to come.
+"""
+
+
 def next_to_stop(slots: Iterable[Slot]) -> list[Slot]:
     """Return the slots of the first kinds in STOP_ORDER that are not over; empty at the end."""
     over = (Phase.DOWN, Phase.FAILED, Phase.BACKOFF)

@@ -157,11 +157,6 @@ class Router:
             raise InvariantError(f"router: request {request_id} arrived twice; report this bug")
         self._num_arrivals += 1
         flow = RequestFlow(event, self._num_arrivals)
-        if self._node_draining:
-            self._lines.refuse(
-                flow, "the node is shutting down and takes nothing new; try elsewhere"
-            )
-            return
         if (too_large := self._books.why_too_large(event)) is not None:
             self._lines.refuse(flow, too_large)
             return

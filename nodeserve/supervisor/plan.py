@@ -140,6 +140,7 @@ def gateway_launch(
         served_model_names=config.served_model_names,
         api_keys=_api_keys(listener),
         http_fd=FIRST_FD if rust else http_fd,
+        drain_s=config.drain_deadline_s,
     )
 
 

@@ -42,8 +42,9 @@ def test_a_drained_node_leaves_nothing_behind(tiny_model, tmp_path):
     assert shared_memory() <= before
 
 
-def test_a_request_in_flight_is_finished_before_the_node_ends(tiny_model, tmp_path):
-    with daemon(tmp_path, str(tiny_model), *SIMULATED) as node:
+@pytest.mark.parametrize("gateway", ["rust", "python"])
+def test_a_request_in_flight_is_finished_before_the_node_ends(tiny_model, tmp_path, gateway):
+    with daemon(tmp_path, str(tiny_model), *SIMULATED, "--gateway", gateway) as node:
         node.wait_ready()
         answers = []
         name = node.model

@@ -26,6 +26,7 @@ def asked() -> launch.GatewayLaunch:
         served_model_names=("m", "also-m"),
         api_keys=("k1", "k2"),
         http_fd=9,
+        drain_s=60.0,
     )
 
 

@@ -116,6 +116,7 @@ class Child:
                     served_model_names=("tiny", "alias"),
                     api_keys=api_keys,
                     http_fd=listener.fileno(),
+                    drain_s=60.0,
                 )
             )
             spec = tmp_path / "spec"

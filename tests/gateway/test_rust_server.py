@@ -130,6 +130,7 @@ def gateway(
                 served_model_names=("tiny", "alias"),
                 api_keys=api_keys,
                 http_fd=fds[0],
+                drain_s=60.0,
             ),
             input_fd=fds[1],
             output_fd=fds[2],

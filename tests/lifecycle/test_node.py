@@ -14,6 +14,7 @@ from nodeserve.lifecycle.messages import (
     TimeElapsed,
 )
 from nodeserve.lifecycle.node import NodePhase
+from nodeserve.lifecycle.shutdown import SETTLE_S
 from nodeserve.wire.control import (
     AttachWorker,
     DrainNode,
@@ -70,11 +71,11 @@ def test_ready_is_announced_once_when_everything_serves(node):
     assert node.life.phase is NodePhase.READY
 
 
-def test_stopping_drains_first_then_ends_gateways_then_the_rest(node):
+def test_stopping_lets_gateways_finish_then_ends_the_rest(node):
     node.up()
-    assert node.tell(StopAsked()) == [StopAccepting(), TellDispatcher(DrainNode())]
+    terminate = TerminateProcess(node.generation("gateway-api"))
+    assert node.tell(StopAsked()) == [StopAccepting(), terminate]
     assert node.life.state == "draining"
-    assert node.tell(NodeEmptied()) == [TerminateProcess(node.generation("gateway-api"))]
     ends = node.exits("gateway-api", exit_code=0)
     assert {c.generation for c in ends if isinstance(c, TerminateProcess)} == {
         node.generation(name) for name in ("dispatcher", "prefill-0", "decode-0")
@@ -85,13 +86,47 @@ def test_stopping_drains_first_then_ends_gateways_then_the_rest(node):
     assert node.exits("forkserver", exit_code=0) == [ExitNode(0)]
 
 
+def test_a_client_that_does_not_read_cannot_hold_up_a_node_that_is_empty(node):
+    node.up()
+    node.tell(StopAsked())
+    assert node.life.wake_at_s == SETTLE_S
+    assert node.tell(TimeElapsed(), at_s=SETTLE_S) == [TellDispatcher(DrainNode())]
+    assert node.tell(NodeEmptied(), at_s=3.0) == []
+    assert node.life.wake_at_s == 13.0
+    killed = node.tell(TimeElapsed(), at_s=13.0)
+    assert killed == [KillProcess(node.generation("gateway-api"))]
+    assert node.life.state == "draining"
+    node.exits("gateway-api")
+    assert node.life.state == "stopping"
+
+
+def test_an_empty_dispatcher_ends_nothing_while_requests_are_still_on_their_way_to_it(node):
+    node.up()
+    assert node.tell(NodeEmptied()) == []
+    node.tell(StopAsked())
+    told = [c for c in node.tell(TimeElapsed(), at_s=SETTLE_S / 2) if isinstance(c, TellDispatcher)]
+    assert told == []
+
+
+def test_a_node_whose_gateways_are_down_has_nothing_to_drain(node):
+    node.up()
+    node.exits("gateway-api")
+    commands = node.tell(StopAsked())
+    assert commands[0] == StopAccepting()
+    assert TerminateProcess(node.generation("dispatcher")) in commands
+    assert node.life.state == "stopping"
+
+
 def test_a_drain_that_takes_too_long_is_cut_off(node):
     node.up()
     node.tell(StopAsked())
+    node.tell(TimeElapsed(), at_s=SETTLE_S)
     assert node.life.wake_at_s == 60.0
     ended = {c.generation for c in node.tell(TimeElapsed(), at_s=60.0)}
-    assert ended == {slot.generation for slot in node.life.slots.values()}
+    gateway = node.generation("gateway-api")  # has been asked to end already
+    assert ended == {slot.generation for slot in node.life.slots.values()} - {gateway}
     assert node.life.wake_at_s == 61.0
+    assert KillProcess(gateway) in node.tell(TimeElapsed(), at_s=61.0)
     for name in ("gateway-api", "dispatcher", "prefill-0", "decode-0"):
         node.exits(name, exit_code=0)
     (end,) = node.exits("forkserver", exit_code=0)

@@ -203,7 +203,6 @@ class NodeMachine(RuleBasedStateMachine):
                     request_id, tokens, output, hashes, whole, priority, restorable, listener
                 )
             )
-            assert not self.draining or request_id in self.ended
 
     @rule(pick=PICK)
     def abort(self, pick: int) -> None:

@@ -27,11 +27,12 @@ class Heard:
 
 @pytest.fixture
 def life():
-    """A node of a fork server, a dispatcher and one worker, which is starting."""
+    """A node of a fork server, a dispatcher, a gateway and one worker, which is starting."""
     plans = [
         SlotPlan("forkserver", ProcessKind.FORKSERVER),
         SlotPlan("dispatcher", ProcessKind.DISPATCHER, "forkserver"),
         SlotPlan("decode-0", ProcessKind.WORKER, "forkserver", Role.DECODE),
+        SlotPlan("gateway-api", ProcessKind.GATEWAY, "forkserver"),
     ]
     node = NodeLife(plans, Patience())
     node.handle(NodeStarted(), now_s=0)
@@ -49,7 +50,7 @@ def test_ready_is_said_once_and_a_status_only_when_it_changes(life):
     notifier = Heard()
     standing = Standing(notifier)
     standing.turned(life, now_s=0, listening=True)
-    assert notifier.taken() == [("ready", "starting: 0 of 3 processes are ready")]
+    assert notifier.taken() == [("ready", "starting: 0 of 4 processes are ready")]
     standing.turned(life, now_s=1, listening=True)
     assert notifier.taken() == []
     become_ready(life)
@@ -122,7 +123,7 @@ def test_the_line_names_what_loads_and_what_is_missing(life):
     life.handle(ProcessReady(Generation(1)), now_s=1)
     life.slots["decode-0"].detail = "loading weights"
     assert standing_line(life) == (
-        "starting: 1 of 3 processes are ready; decode-0: loading weights"
+        "starting: 1 of 4 processes are ready; decode-0: loading weights"
     )
     become_ready(life)
     lost = life.slots["decode-0"].generation
@@ -134,4 +135,4 @@ def test_the_line_names_what_loads_and_what_is_missing(life):
     life.handle(StopAsked(), now_s=3)
     assert standing_line(life).startswith("draining")
     life.handle(StopAsked(), now_s=4)
-    assert standing_line(life) == "stopping: 2 processes are left"
+    assert standing_line(life) == "stopping: 3 processes are left"

@@ -1,5 +1,6 @@
 """vLLM's Python API server on a socket and an engine that are given to it."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,9 +11,10 @@ from typing import Final
 
 import uvloop
 from vllm import envs
+from vllm.entrypoints.launchers import launcher
 from vllm.entrypoints.launchers.api_server.entry import run_server_worker
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-from vllm.entrypoints.launchers.launcher import validate_api_server_args
+from vllm.entrypoints.launchers.launcher import NoSignalServer, validate_api_server_args
 from vllm.exceptions import VLLMValidationError
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
@@ -33,6 +35,22 @@ REFUSALS: Final = (
 )
 """What vLLM raises for a setting that it cannot use. Once it serves, the errors of a request
 end with that request and do not get here."""
+
+
+class DrainingServer(NoSignalServer):
+    """vLLM's server, which on SIGTERM takes nothing new, finishes what it has, and ends.
+
+    vLLM's own way is to close the engine's sockets first, which cuts every request off.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, with a handler in place of the one that ``serve_http`` has just set."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._drain)
+        await super().startup(sockets)
+
+    def _drain(self) -> None:
+        self.should_exit = True
 
 
 class _Terminated(BaseException):
@@ -82,6 +100,7 @@ def serve(spec: PythonGatewaySpec, sock: socket.socket) -> None:
     """
     signal.signal(signal.SIGTERM, _leave)
     # A fork server imported this constant long before our environment said otherwise.
+    launcher.NoSignalServer = DrainingServer
     core_client.VLLM_ENGINE_READY_TIMEOUT_S = envs.VLLM_ENGINE_READY_TIMEOUT_S
     args = parse(spec)
     set_ulimit()
