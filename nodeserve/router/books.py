@@ -125,6 +125,8 @@ class Books:
         tokens = 0 if kind is LegKind.DECODE else uncached_tokens(flow.request, view, cached)
         self.legs[leg_id] = flow
         view.place_leg(leg_id, PlacedLeg(kind, blocks, tokens))
+        if flow.losses.is_last_chance:
+            view.suspects.add(leg_id)
         return commands
 
     def move_leg(self, flow: RequestFlow, event: MovePlaced, cached: Cached) -> list[Command]:

@@ -55,6 +55,10 @@ class Fleet:
             return self
         return Fleet.of(view for view in self.workers() if view.capacity_tokens >= prompt_tokens)
 
+    def without_suspects(self) -> "Fleet":
+        """Return the workers that do not run a request which may be about to kill them."""
+        return Fleet.of(view for view in self.workers() if not view.suspects)
+
     def workers(self) -> tuple[WorkerView, ...]:
         """Return all of them."""
         return (*self.prefill, *self.decode, *self.aggregated)

@@ -129,6 +129,8 @@ class Lines:
         flow = self._flows[request_id]
         cached = self._books.cached(flow.request)
         fleet = self._books.fleet.that_hold(flow.request.prompt_tokens)
+        if flow.losses.is_last_chance:
+            fleet = fleet.without_suspects()
         num_waiting = self.decode_line.num_up_to(self._band(flow)) if self.decode_line else 0
         placement = place(
             flow.request,

@@ -8,6 +8,7 @@ from typing import Final, assert_never
 
 from nodeserve.errors import InvalidTransitionError, InvariantError
 from nodeserve.ids import Generation, LeaseId, LegId
+from nodeserve.router.losses import Losses
 from nodeserve.router.messages import (
     AbortLeg,
     Command,
@@ -17,9 +18,6 @@ from nodeserve.router.messages import (
     RequestArrived,
     StartLeg,
 )
-
-MAX_LOST_WORKERS: Final = 3
-"""A request that has lost so many workers is failed: it may be what kills them."""
 
 
 class Phase(enum.Enum):
@@ -179,7 +177,7 @@ class RequestFlow:
         "lease_id",
         "lease_owner",
         "leg_id",
-        "lost_workers",
+        "losses",
         "paid_s",
         "phase",
         "request",
@@ -194,7 +192,7 @@ class RequestFlow:
         self.sent_tokens = 0
         self.phase = Phase.QUEUED
         self.attempt = 0
-        self.lost_workers = 0
+        self.losses = Losses()
         self.turn = 0
         self.paid_s: float | None = None
         self.guess_tokens = 0.0
@@ -226,6 +224,7 @@ class RequestFlow:
                 commands = self._take_lease(event)
             case FirstOutputSeen():
                 self.has_output = True
+                self.losses.answered()
                 commands = self._release_lease()
             case LegEnded():
                 self._end_leg()
@@ -348,7 +347,7 @@ class RequestFlow:
     def _lose_leg(self) -> list[Command]:
         generation = self.generation
         self._end_leg()
-        self.lost_workers += 1
+        self.losses.worker_died()
         commands = self._release_lease()
         if self.has_output and not self.request.restorable:
             return [*commands, self._fail(f"worker generation {generation} died while answering")]
@@ -365,17 +364,15 @@ class RequestFlow:
         self.lease_id = self.lease_owner = None
         if self.phase is Phase.DECODE:
             return []
-        self.lost_workers += 1
+        self.losses.owner_died()
         return self._queue_again(owner)
 
     def _queue_again(self, generation: Generation | None) -> list[Command]:
-        if self.lost_workers >= MAX_LOST_WORKERS:
-            return [
-                self._fail(
-                    f"{self.lost_workers} workers died under it, the last was generation"
-                    f" {generation}"
-                )
-            ]
+        if (too_many := self.losses.why_too_many()) is not None:
+            return [self._fail(f"{too_many}, the last was generation {generation}")]
+        if self.losses.is_last_chance:
+            # Its own worker shall show whether it is the one: nobody else's leg comes into it.
+            self.request = dataclasses.replace(self.request, whole=True)
         self.phase = Phase.QUEUED
         return []
 

@@ -207,10 +207,12 @@ class Router:
         flow = self._books.legs.get(event.leg_id)
         if flow is None or flow.generation is None or flow.phase is not Phase.DECODE:
             return
-        self._books.views[flow.generation].finish_prefill(event.leg_id)
+        view = self._books.views[flow.generation]
+        some_wait_for_it = event.leg_id in view.suspects
+        view.finish_prefill(event.leg_id)
         released = flow.handle(FirstOutputSeen())
         self._lines.emit(released)
-        if released or self._books.some_drain:
+        if released or some_wait_for_it or self._books.some_drain:
             self._lines.offer_room()
 
     def _leg_finished(self, event: LegFinished) -> None:

@@ -54,7 +54,8 @@ class WorkerSnapshot:
 class WorkerView:
     """One worker's account. Every placement and every end is booked at once.
 
-    ``slots`` are decode slots kept for requests that another worker prefills.
+    ``slots`` are decode slots kept for requests that another worker prefills. ``suspects`` are
+    legs that have not answered, of requests on their last chance: one at a time is let in.
     """
 
     __slots__ = (
@@ -72,6 +73,7 @@ class WorkerView:
         "role",
         "running",
         "slots",
+        "suspects",
         "waiting",
     )
 
@@ -91,6 +93,7 @@ class WorkerView:
         self.legs: dict[LegId, PlacedLeg] = {}
         self.leases: dict[LeaseId, Lease] = {}
         self.slots: dict[RequestId, int] = {}
+        self.suspects: set[LegId] = set()
 
     @property
     def capacity_tokens(self) -> int:
@@ -129,10 +132,12 @@ class WorkerView:
         leg = self.legs[leg_id]
         self.queued_prefill_tokens -= leg.prefill_tokens
         self.legs[leg_id] = leg._replace(prefill_tokens=0)
+        self.suspects.discard(leg_id)
 
     def end_leg(self, leg_id: LegId) -> PlacedLeg:
         """Book that a leg is over and return what it had."""
         leg = self.legs.pop(leg_id)
+        self.suspects.discard(leg_id)
         self.reserved_blocks -= leg.blocks
         self.queued_prefill_tokens -= leg.prefill_tokens
         return leg
@@ -189,6 +194,11 @@ class WorkerView:
                 f"worker generation {self.generation}: books {self.reserved_blocks} blocks and"
                 f" {self.queued_prefill_tokens} prefill tokens, its legs, leases and slots have"
                 f" {blocks} and {tokens}; report this bug"
+            )
+        if not self.suspects <= self.legs.keys():
+            raise InvariantError(
+                f"worker generation {self.generation}: suspects legs that it has not, of"
+                f" {self.suspects}; report this bug"
             )
         if self.reported_drained and not self.is_quiescent:
             raise InvariantError(

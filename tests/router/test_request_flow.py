@@ -5,6 +5,7 @@ import pytest
 
 from nodeserve.errors import InvalidTransitionError, InvariantError
 from nodeserve.ids import Generation, LeaseId, LegId, RequestId
+from nodeserve.router.losses import MAX_IN_A_ROW, MAX_IN_ALL
 from nodeserve.router.messages import (
     AbortLeg,
     FailRequest,
@@ -14,7 +15,6 @@ from nodeserve.router.messages import (
     StartLeg,
 )
 from nodeserve.router.request_flow import (
-    MAX_LOST_WORKERS,
     OVER,
     TRANSITIONS,
     AbortRequested,
@@ -202,15 +202,33 @@ def test_a_restorable_request_lost_after_output_goes_on_whole_at_another_worker(
     assert flow.handle(WholePlaced(D)) == [StartLeg(R, LegId("r1.3"), D, LegKind.WHOLE)]
 
 
-def test_a_restorable_request_too_is_failed_when_it_lost_three_workers():
+def test_a_restorable_request_too_is_failed_when_three_workers_died_before_they_answered():
     flow = RequestFlow(RequestArrived(R, 100, 10, restorable=True))
-    for _ in range(MAX_LOST_WORKERS - 1):
+    for event in (WholePlaced(D), FirstOutputSeen(), LegWorkerLost()):
+        flow.handle(event)
+    for _ in range(MAX_IN_A_ROW - 2):
+        flow.handle(WholePlaced(D))
+        assert flow.handle(LegWorkerLost()) == []
+    assert flow.losses.is_last_chance
+    flow.handle(WholePlaced(D))
+    (failed,) = flow.handle(LegWorkerLost())
+    assert "3 workers died under it in a row" in failed.reason
+
+
+def test_a_request_that_answers_each_time_is_not_what_kills_its_workers():
+    flow = RequestFlow(RequestArrived(R, 100, 10, restorable=True))
+    for _ in range(MAX_IN_ALL - 1):
         for event in (WholePlaced(D), FirstOutputSeen(), LegWorkerLost()):
             assert not any(isinstance(c, FailRequest) for c in flow.handle(event))
     flow.handle(WholePlaced(D))
     flow.handle(FirstOutputSeen())
     (failed,) = flow.handle(LegWorkerLost())
-    assert "3 workers died" in failed.reason
+    assert "10 workers died" in failed.reason
+
+
+def test_a_request_on_its_last_chance_runs_whole():
+    flow = flow_after(*[PrefillPlaced(P), LegWorkerLost()] * (MAX_IN_A_ROW - 1))
+    assert flow.request.whole
 
 
 def test_what_was_sent_belongs_to_the_prompt_where_a_request_goes_on():
@@ -227,7 +245,7 @@ def test_what_was_sent_belongs_to_the_prompt_where_a_request_goes_on():
     flow.sent_tokens = 12  # more than was asked for, which is the engine's fault
     flow.handle(MovePlaced(D))
     assert (flow.request.prompt_tokens, flow.request.max_tokens) == (112, 1)
-    assert flow.lost_workers == 0
+    assert flow.losses.in_all == 0
 
 
 def test_a_leg_that_has_not_answered_moves_with_its_handoff():
@@ -252,16 +270,17 @@ def test_a_handoff_that_nobody_else_can_take_is_released_and_queued():
     flow = flow_after(*WAY_TO[Phase.HANDOFF])
     assert flow.handle(HandoffGivenUp()) == [ReleaseLease(P, LEASE)]
     assert flow.phase is Phase.QUEUED
-    assert flow.lost_workers == 0
+    assert flow.losses.in_all == 0
 
 
 def test_a_request_that_lost_three_workers_is_failed():
     flow = flow_after(
         *(PrefillPlaced(P), LegWorkerLost()),
         *(PrefillPlaced(P), HandoffGranted(LEASE), LeaseOwnerLost()),
+        *(WholePlaced(D), LegWorkerLost()),
         WholePlaced(D),
     )
-    assert flow.lost_workers == MAX_LOST_WORKERS - 1
+    assert (flow.losses.in_a_row, flow.losses.in_all) == (2, 3)
     (failed,) = flow.handle(LegWorkerLost())
     assert isinstance(failed, FailRequest)
     assert "3 workers died" in failed.reason
