@@ -23,6 +23,7 @@ from vllm.utils.system_utils import set_ulimit
 from vllm.v1.engine import core_client
 
 from nodeserve.engine.vllm.args import reason_of
+from nodeserve.engine.vllm.http_limits import LimitedHttp
 from nodeserve.errors import ConfigError
 from nodeserve.wire.spawn import PythonGatewaySpec
 
@@ -112,7 +113,11 @@ def serve(spec: PythonGatewaySpec, sock: socket.socket) -> None:
     }
     try:
         with _refused(spec):
-            uvloop.run(run_server_worker(spec.listen_address, sock, args, client_config=client))
+            uvloop.run(
+                run_server_worker(
+                    spec.listen_address, sock, args, client_config=client, http=LimitedHttp
+                )
+            )
     except _Terminated:
         return
 
