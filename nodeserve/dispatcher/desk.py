@@ -135,8 +135,8 @@ class RequestDesk:
             return
         try:
             add = self.codecs.requests.decode(frames[0])
-        except (ValueError, IndexError):
-            self._refuse(gateway, frames)
+        except (ValueError, IndexError) as error:
+            self._refuse(gateway, frames, error)
             return
         if add.abort_immediately:
             # What it names was stripped: no engine holds anything for it, or would answer.
@@ -203,7 +203,7 @@ class RequestDesk:
         self.traces.finished(request, "abort", now_s=self.clock.now_s())
         self.tell(RequestAborted(request.request_id, request.output_tokens))
 
-    def _refuse(self, gateway: GatewayLink, frames: list[bytes]) -> None:
+    def _refuse(self, gateway: GatewayLink, frames: list[bytes], error: Exception) -> None:
         """Answer a request that cannot be read, if at least its id can."""
         self.traces.counters.rejected_frames += 1
         if self.codecs is None or not frames:
@@ -212,6 +212,9 @@ class RequestDesk:
             wire_id = self.codecs.requests.wire_id(frames[0])
         except ValueError:
             return
+        _LOG.warning(
+            "request_refused request=%.80s gateway=%s cause=%s", wire_id, gateway.name, error
+        )
         if wire_id not in gateway.requests:
             self._fail(gateway, wire_id)
 

@@ -10,6 +10,7 @@ from nodeserve.ids import Generation, LegId
 from nodeserve.wire.codec import decode_map, encode
 from nodeserve.wire.control import WireFields
 from nodeserve.wire.engine_core import (
+    MAX_GRAMMAR_BYTES,
     RESUMED,
     RequestCodec,
     decode_abort,
@@ -116,6 +117,12 @@ def test_grammar_backend_is_the_nodes_whatever_the_front_end_chose(
     grammar = {"json": "{}", "_backend": backend, "_backend_was_auto": True}
     sampling = leg_of(codec, structured_outputs=grammar)[3]
     assert sampling["structured_outputs"] == grammar | {"_backend": "xgrammar"}
+
+
+def test_structured_output_that_takes_long_to_compile_is_refused(codec: RequestCodec) -> None:
+    leg_of(codec, structured_outputs={"regex": "a" * (MAX_GRAMMAR_BYTES - 100)})
+    with pytest.raises(ValueError, match=f"above {MAX_GRAMMAR_BYTES}"):
+        leg_of(codec, structured_outputs={"regex": "a" * MAX_GRAMMAR_BYTES})
 
 
 def test_prefill_leg_makes_one_token_that_nothing_stops_or_constrains(

@@ -16,6 +16,7 @@ from vllm.v1.request import Request
 from nodeserve.engine.vllm import resume, resume_runner
 from nodeserve.engine.vllm.connector import NodeserveConnector
 from nodeserve.engine.vllm.connector_scheduler import SchedulerSide
+from nodeserve.engine.vllm.grammar_threads import background_executor
 from nodeserve.errors import InvariantError, PeerError
 from nodeserve.wire.control import WireFields
 
@@ -59,6 +60,9 @@ class NodeEngineCore(EngineCoreProc):
             log_stats=True,
             engine_index=generation,
         )
+        if hasattr(self.structured_output_manager, "executor"):  # not without a tokenizer
+            self.structured_output_manager.executor.shutdown(wait=False)
+            self.structured_output_manager.executor = background_executor()
         self.can_resume: Final = all(self.model_executor.collective_rpc(resume_runner.install))
 
     @contextmanager
