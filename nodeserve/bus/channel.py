@@ -21,7 +21,7 @@ from nodeserve.bus.sockets import (
     recv_now,
     send_now,
 )
-from nodeserve.errors import DeadlineError, PeerError
+from nodeserve.errors import PeerError
 from nodeserve.wire import control
 
 _IDENTIFIED_FRAMES: Final = 2
@@ -195,8 +195,7 @@ class BlockingControlClient:
         """Return the next message.
 
         Raises:
-            DeadlineError: None came within ``within_s`` seconds.
-            PeerError: The socket is closed.
+            PeerError: None came within ``within_s`` seconds.
         """
         until_s = time.monotonic() + within_s
         while True:
@@ -208,7 +207,7 @@ class BlockingControlClient:
                         f"control socket {self._address}: no message within {within_s:g} s; "
                         "see whether the daemon runs"
                     )
-                    raise DeadlineError(text)
+                    raise PeerError(text)
                 # Wait without the lock, and not long: a send may have taken the sign.
                 select.select([self._fd], [], [], min(left_s, self._SLICE_S))
                 continue
@@ -223,7 +222,7 @@ class BlockingControlClient:
         """Send ``message`` and return what comes back first.
 
         Raises:
-            DeadlineError: No answer within ``within_s`` seconds. What was not delivered by then
+            PeerError: No answer within ``within_s`` seconds. What was not delivered by then
                 never will be.
         """
         self.send(message)

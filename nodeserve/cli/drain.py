@@ -2,20 +2,18 @@
 
 import click
 
-from nodeserve.cli.connection import find_node, node_options
-from nodeserve.cli.patience import ask_patiently
-from nodeserve.cli.workers import complete_worker
-from nodeserve.wire.control import DrainRequest
+from nodeserve.cli.connection import ask, find_node, node_options
+from nodeserve.wire.control import CommandReply, DrainRequest
 
 
 @click.command("drain")
-@click.argument("worker", required=False, shell_complete=complete_worker)
+@click.argument("worker", required=False)
 @click.option("--node", is_flag=True, help="Drain the whole node; the daemon then exits.")
 @click.option("--force", is_flag=True, help="Also the last WORKER that decodes or prefills.")
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(min=0),
+    type=float,
     default=600.0,
     show_default=True,
     metavar="S",
@@ -37,6 +35,6 @@ def command(
     """
     if (worker is None) == (not node):
         raise click.UsageError("name one WORKER, or give --node, not both")
-    request = DrainRequest(worker=worker, force=force)
-    reply = ask_patiently(find_node(socket, runtime_dir), request, within_s=timeout_s)
+    place = find_node(socket, runtime_dir)
+    reply = ask(place, DrainRequest(worker=worker, force=force), CommandReply, within_s=timeout_s)
     click.echo(reply.detail)

@@ -33,8 +33,7 @@ class RuntimeDirectory:
             path.mkdir(mode=_PRIVATE_MODE, parents=True, exist_ok=True)
             self._lock_fd = self._lock()
         except OSError as error:
-            why = f"cannot be used: {error.strerror}; choose another --socket"
-            text = f"runtime directory {path} {why}"
+            text = f"runtime directory {path} cannot be used ({error}); choose another --socket"
             raise ConfigError(text) from error
         self._remove_sockets()
         self.log_dir.mkdir(mode=_PRIVATE_MODE, exist_ok=True)
@@ -70,9 +69,9 @@ class RuntimeDirectory:
         return [line.rstrip() for line in plain.splitlines() if line.strip()][-num_lines:]
 
     def close(self, *, keep_logs: bool) -> None:
-        """Remove what the daemon made; after a failure the logs, if any, stay for whoever looks."""
+        """Remove what the daemon made; after a failure the logs stay for whoever looks."""
         self._remove_sockets()
-        if keep_logs and any(self.log_dir.iterdir()):
+        if keep_logs:
             (self.path / "lock").unlink(missing_ok=True)
         else:
             shutil.rmtree(self.path, ignore_errors=True)

@@ -49,11 +49,6 @@ def test_after_a_failure_the_logs_stay_and_the_sockets_go(tmp_path):
     assert [path.name for path in runtime.path.rglob("*") if path.is_file()] == ["decode-0.log"]
 
 
-def test_a_failure_before_anything_was_logged_leaves_nothing(tmp_path):
-    RuntimeDirectory(tmp_path / "d").close(keep_logs=True)
-    assert not (tmp_path / "d").exists()
-
-
 def test_a_tail_holds_nothing_of_earlier_incarnations(tmp_path):
     runtime = RuntimeDirectory(tmp_path / "d")
     log = runtime.log_path("decode-0")
