@@ -7,7 +7,7 @@ from typing import Final
 import httpx2
 from openai import AsyncOpenAI, OpenAI
 
-from nodeserve.config.paths import default_socket
+from nodeserve.config.paths import find_socket
 
 _BASE_URL: Final = "http://nodeserve/v1"
 """The host is never resolved: every connection goes to the socket."""
@@ -28,7 +28,8 @@ def connect(
     ``openai.APIConnectionError`` where no node answers.
 
     Args:
-        socket: The node's socket. None takes the path where ``nodeserve serve`` puts it.
+        socket: The node's socket. None takes the path where ``nodeserve serve`` puts it, or that of
+            the machine's service where this user runs no node.
         api_key: Needed only where the listener has an ``api_key_file``.
         timeout_s: How long one request may take.
     """
@@ -59,5 +60,5 @@ def connect_async(
 
 def _path(socket: str | os.PathLike[str] | None) -> str:
     if socket is None:
-        return str(default_socket(os.environ, os.getuid()))
+        return str(find_socket(os.environ, os.getuid()))
     return str(Path(socket).expanduser().absolute())

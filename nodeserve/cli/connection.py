@@ -45,7 +45,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 def find_node(socket: str | None, runtime_dir: str | None) -> Node:
     """Return the node that the options name, else the one that `nodeserve serve` makes."""
-    found = Path(socket).expanduser() if socket else paths.default_socket(os.environ, os.getuid())
+    found = Path(socket).expanduser() if socket else paths.find_socket(os.environ, os.getuid())
     found = found.absolute()
     inside = Path(runtime_dir).expanduser().absolute() if runtime_dir else paths.internals_of(found)
     return Node(socket=found, runtime_dir=inside)

@@ -46,7 +46,7 @@ def command(ctx: click.Context, model: str | None, socket: str | None, as_json: 
 def examine(model: str | None, socket: str | None) -> Iterator[Check]:
     """Yield every check of this machine, in the order of the report."""
     topology = read_topology()
-    place = Path(socket) if socket else paths.default_socket(os.environ, os.getuid())
+    place = Path(socket) if socket else paths.find_socket(os.environ, os.getuid())
     yield from checks.check_versions(
         sys.version_info[:3],
         release.installed_vllm_version(),

@@ -19,6 +19,8 @@ COMMANDS: Final = {
     "drain": "Move or finish the requests of a worker or of the node, then end it.",
     "restart": "Drain a worker and start it anew.",
     "role": "Change what a worker is used for.",
+    "install": "Make nodeserve a service of systemd.",
+    "uninstall": "Take the service away again.",
     "doctor": "Check what this machine has and lacks.",
     "completion": "Print the shell completion script.",
 }

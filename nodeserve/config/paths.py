@@ -16,6 +16,9 @@ LONGEST_INTERNAL_NAME: Final = "kv-events-65535.sock"
 
 SOCKET_NAME: Final = "api.sock"
 
+SERVICE_SOCKET: Final = Path("/run/nodeserve/api.sock")
+"""``ListenStream=`` of nodeserve.socket: where the machine's own node is, for all its users."""
+
 
 def default_directory(environ: Mapping[str, str], uid: int) -> Path:
     """Return the directory of the default socket: systemd's, the user's, or a private one.
@@ -35,8 +38,14 @@ def default_directory(environ: Mapping[str, str], uid: int) -> Path:
 
 
 def default_socket(environ: Mapping[str, str], uid: int) -> Path:
-    """Return where a node listens, and where the CLI looks, when nobody says."""
+    """Return where a node listens when nobody says."""
     return default_directory(environ, uid) / SOCKET_NAME
+
+
+def find_socket(environ: Mapping[str, str], uid: int, *, service: Path = SERVICE_SOCKET) -> Path:
+    """Return where a client looks when nobody says: the user's own node, else the machine's."""
+    own = default_socket(environ, uid)
+    return service if service.exists() and not own.exists() else own
 
 
 def internals_of(socket: Path) -> Path:

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from nodeserve.cli.connection import ask, find_node
-from nodeserve.config.paths import default_socket
+from nodeserve.config.paths import find_socket
 from nodeserve.errors import CapacityError, InvariantError, PeerError, RequestError
 from nodeserve.wire import control
 
 
 def test_the_default_node_is_where_serve_puts_it():
     node = find_node(None, None)
-    assert node.socket == default_socket(os.environ, os.getuid())
+    assert node.socket == find_socket(os.environ, os.getuid())
     assert node.runtime_dir == node.socket.with_name("api.sock.d")
 
 

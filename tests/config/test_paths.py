@@ -22,6 +22,17 @@ def test_the_default_directory_is_systemds_then_the_sessions(environ, uid, expec
     assert paths.default_socket(environ, uid) == Path(expected) / "api.sock"
 
 
+def test_a_client_looks_for_the_users_own_node_then_for_the_machines(tmp_path):
+    service, environ = tmp_path / "service.sock", {"XDG_RUNTIME_DIR": str(tmp_path)}
+    own = tmp_path / "nodeserve" / "api.sock"
+    assert paths.find_socket(environ, 1000, service=service) == own
+    service.touch()
+    assert paths.find_socket(environ, 1000, service=service) == service
+    own.parent.mkdir()
+    own.touch()
+    assert paths.find_socket(environ, 1000, service=service) == own
+
+
 def test_internals_lie_beside_the_socket():
     inside = paths.internals_of(Path("/run/a/api.sock"))
     assert inside == Path("/run/a/api.sock.d")
