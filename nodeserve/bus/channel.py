@@ -7,15 +7,17 @@ asyncio ends, whose caller's task ends it.
 
 import asyncio
 import select
+import socket
 import threading
 import time
+from pathlib import Path
 from typing import Final
 
 import zmq
 
 from nodeserve.bus.sockets import (
     CONTROL_MESSAGE_BYTES,
-    bind,
+    bind_to,
     is_readable,
     open_socket,
     recv_now,
@@ -31,11 +33,20 @@ class _AsyncSocket:
     """One control socket awaited inside the loop; one task may receive at a time."""
 
     def __init__(self, kind: int, identity: bytes | None = None) -> None:
+        self._kind = kind
+        self._identity = identity
+        self._waiter: asyncio.Future[None] | None = None
+        self.open()
+
+    def open(self) -> None:
+        """Open the socket, or after ``close`` another one; who waits in ``recv`` goes on."""
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = open_socket(
-            self.context, kind, identity=identity, max_message_bytes=CONTROL_MESSAGE_BYTES
+            self.context,
+            self._kind,
+            identity=self._identity,
+            max_message_bytes=CONTROL_MESSAGE_BYTES,
         )
-        self._waiter: asyncio.Future[None] | None = None
 
     async def recv(self) -> list[bytes]:
         while not is_readable(self.socket):
@@ -70,23 +81,30 @@ class _AsyncSocket:
 
 
 class ControlServer:
-    """The supervisor's end: binds a ROUTER that all others connect to.
+    """The supervisor's end: a ROUTER that all others connect to.
 
     Attributes:
+        listening: Where they connect; it can be handed on to the supervisor's next program.
         num_bad_frames: Messages dropped because they were not control messages.
         num_undelivered: Messages that their peer could not take.
     """
 
-    def __init__(self, address: str) -> None:
-        """Bind at once; raises ConfigError or PeerError as ``bus.sockets.bind`` does."""
+    def __init__(self, listening: socket.socket) -> None:
+        """Accept who connects to ``listening``, as ``bus.sockets.listen_at`` returns it."""
+        self.listening = listening
         self._socket = _AsyncSocket(zmq.ROUTER)
         self.num_bad_frames = 0
         self.num_undelivered = 0
         try:
-            bind(self._socket.socket, address)
+            bind_to(self._socket.socket, listening)
         except BaseException:
             self._socket.close()
             raise
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether a message waits."""
+        return is_readable(self._socket.socket)
 
     async def recv(self) -> tuple[bytes, control.Message]:
         """Return the next message and the identity of who sent it."""
@@ -114,9 +132,24 @@ class ControlServer:
             text = f"control peer {identity!r} cannot be sent a {kind}: {error.__cause__}"
             raise PeerError(text) from error
 
-    def close(self) -> None:
-        """Close the socket; what was sent last may linger for a second."""
+    def hang_up(self) -> None:
+        """Send what is still to be sent, within a second; peers connect again and wait."""
         self._socket.close()
+
+    def pick_up(self) -> None:
+        """Listen again after ``hang_up``; who waits in ``recv`` has not noticed.
+
+        Call it before the loop turns.
+        """
+        self._socket.open()
+        bind_to(self._socket.socket, self.listening)
+
+    def close(self) -> None:
+        """Close for good; what was sent last may linger for a second."""
+        self.hang_up()
+        if self.listening.fileno() >= 0:
+            Path(self.listening.getsockname()).unlink(missing_ok=True)
+            self.listening.close()
 
 
 class ControlChannel:
@@ -217,6 +250,21 @@ class BlockingControlClient:
                 except ValueError:
                     pass
             self.num_bad_frames += 1
+
+    def poll(self) -> control.Message | None:
+        """Return a message that has come, without waiting.
+
+        Raises:
+            PeerError: We are closed.
+        """
+        while (frames := self._take()) is not None:
+            if len(frames) == 1:
+                try:
+                    return control.decode(frames[0])
+                except ValueError:
+                    pass
+            self.num_bad_frames += 1
+        return None
 
     def request(self, message: control.Message, within_s: float) -> control.Message:
         """Send ``message`` and return what comes back first.

@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from nodeserve.config.paths import MAX_PATH_BYTES
 from nodeserve.errors import ConfigError
@@ -29,6 +29,7 @@ class UnixListener:
     """A listening Unix socket, its path and the lock on it.
 
     Attributes:
+        lock_fd: Holds the lock for as long as it is open.
         socket: Listens; close it by ``close``, which also removes the path.
     """
 
@@ -48,15 +49,29 @@ class UnixListener:
                 f"{MAX_PATH_BYTES}; choose a shorter path"
             )
         self.path = path
-        self._lock_fd = _lock(path)
+        self.lock_fd = _lock(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _remove_dead(path)
             self._bind(mode, group)
         except BaseException:
             self.socket.close()
-            os.close(self._lock_fd)
+            os.close(self.lock_fd)
             raise
+
+    @classmethod
+    def taken_over(cls, path: Path, *, socket_fd: int, lock_fd: int) -> Self:
+        """Return the listener that this process held before, by its two fds."""
+        held = cls.__new__(cls)
+        held.path = path
+        held.lock_fd = lock_fd
+        held.socket = socket.socket(fileno=socket_fd)
+        return held
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What to keep open, in this order, to hold the socket and its lock."""
+        return (self.socket.fileno(), self.lock_fd)
 
     def stop_accepting(self) -> None:
         """Remove the path, so that new clients are refused; connected ones stay."""
@@ -69,7 +84,7 @@ class UnixListener:
         self.socket.close()
         self.path.unlink(missing_ok=True)
         _lock_path(self.path).unlink(missing_ok=True)
-        os.close(self._lock_fd)
+        os.close(self.lock_fd)
 
     def _bind(self, mode: int, group: str | None) -> None:
         before = os.umask(0o777)
@@ -123,6 +138,18 @@ class TcpListener:
             raise ConfigError(f"listener {host}:{port}: {what}; choose another address") from error
         self.socket.setblocking(False)
 
+    @classmethod
+    def taken_over(cls, socket_fd: int) -> Self:
+        """Return the listener that this process held before, by its fd."""
+        held = cls.__new__(cls)
+        held.socket = socket.socket(fileno=socket_fd)
+        return held
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What to keep open to hold the socket."""
+        return (self.socket.fileno(),)
+
     def stop_accepting(self) -> None:
         """Close our part: new clients are refused once its gateways have closed theirs."""
         self.socket.close()
@@ -141,6 +168,11 @@ class AdoptedListener:
 
     def __init__(self, listening: socket.socket) -> None:
         self.socket = listening
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """What to keep open to hold the socket."""
+        return (self.socket.fileno(),)
 
     @property
     def reachable(self) -> bool:

@@ -8,13 +8,15 @@ too, may swallow that sign: so after sending on a socket that also receives, loo
 
 import asyncio
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import zmq
 
-from nodeserve.bus.endpoints import claim_path, path_of
+from nodeserve.bus.endpoints import claim_path, ipc_address, path_of
 from nodeserve.errors import PeerError
 
 Frames = Sequence[bytes | memoryview]
@@ -33,6 +35,9 @@ LINGER_MS: Final = 1000
 """How long what was sent last, such as the reason of a failure, may outlive its socket."""
 
 HIGH_WATER_MESSAGES: Final = 1000
+
+LISTEN_BACKLOG: Final = 1024
+"""Connections that wait while nobody accepts them."""
 
 # Plain integers: an operation on pyzmq's enums costs as much as the call it is for.
 _EVENTS: Final = int(zmq.EVENTS)
@@ -84,6 +89,43 @@ def bind(sock: "zmq.Socket[bytes]", address: str) -> None:
         raise PeerError(message) from error
     finally:
         os.umask(before)
+
+
+def listen_at(address: str) -> socket.socket:
+    """Return a socket that listens at an ``ipc://`` address, for ``bind_to``; refuses as ``bind``.
+
+    It can be handed on: who connects while nobody has bound to it waits.
+
+    Raises:
+        ConfigError: The address or its directory cannot be used.
+        PeerError: Another process listens there.
+    """
+    path = path_of(address)
+    claim_path(path)
+    listening = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o077)
+    try:
+        listening.bind(str(path))
+        listening.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        listening.close()
+        message = f"socket {path} cannot be bound: {error}; see its directory"
+        raise PeerError(message) from error
+    finally:
+        os.umask(before)
+    return listening
+
+
+def bind_to(sock: "zmq.Socket[bytes]", listening: socket.socket) -> None:
+    """Let ``sock`` accept what connects to ``listening``, which stays open when ``sock`` closes."""
+    own = os.dup(listening.fileno())
+    sock.setsockopt(zmq.USE_FD, own)
+    try:
+        sock.bind(ipc_address(Path(listening.getsockname())))
+    except zmq.ZMQError as error:
+        os.close(own)
+        message = f"socket {listening.getsockname()} cannot be used: {error}; report this"
+        raise PeerError(message) from error
 
 
 def is_readable(sock: "zmq.Socket[bytes]") -> bool:

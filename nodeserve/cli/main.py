@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "complete": "Let the model continue a text.",
     "drain": "Move or finish the requests of a worker or of the node, then end it.",
     "restart": "Drain a worker and start it anew.",
+    "reload": "Read the configuration again and renew the supervisor.",
     "role": "Change what a worker is used for.",
     "install": "Make nodeserve a service of systemd.",
     "uninstall": "Take the service away again.",

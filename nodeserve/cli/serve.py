@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,9 @@ from nodeserve.device.topology import read_topology
 from nodeserve.engine.vllm import environment
 from nodeserve.engine.vllm.environment import Platform
 from nodeserve.perf_model.roofline import GPUS
-from nodeserve.supervisor.main import run
+from nodeserve.supervisor import handover
+from nodeserve.supervisor.main import run, take_over
+from nodeserve.supervisor.reload import play
 from nodeserve.telemetry.logging import setup
 
 VLLM_ARGS: Final = "nodeserve.vllm_args"
@@ -84,9 +87,15 @@ def command(ctx: click.Context, /, **given: object) -> None:
     What follows -- are arguments of `vllm serve`, such as --max-model-len 4096.
 
     SIGTERM or Ctrl-C finishes the requests in flight, then ends the node. A second one ends
-    it at once.
+    it at once. SIGHUP reloads it, as `nodeserve reload` does.
     """
+    errand = handover.errand(os.environ)
+    if isinstance(errand, handover.TakeOver):
+        setup()
+        ctx.exit(take_over(errand))
     config = load_config(flags_from(given, ctx.meta.get(VLLM_ARGS, ())), surroundings())
+    if errand is not None:
+        ctx.exit(serve(config, partial(play, errand)))
     if given["check"]:
         for warning in config.warnings:
             click.echo(f"nodeserve: {warning}", err=True)

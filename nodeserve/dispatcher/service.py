@@ -13,6 +13,7 @@ from nodeserve.dispatcher.desk import RequestDesk
 from nodeserve.dispatcher.gateway_link import GatewayLink
 from nodeserve.dispatcher.kv_events import KvEventFeed
 from nodeserve.dispatcher.ports import Ports, Timer
+from nodeserve.dispatcher.reports import Reports
 from nodeserve.dispatcher.status import build_status
 from nodeserve.dispatcher.steps import Steps
 from nodeserve.dispatcher.traces import Traces
@@ -58,6 +59,7 @@ class Dispatcher:
         self._clock = clock
         self._ports = ports
         self._control = ports.supervisor()
+        self._reports = Reports(self._control)
         self._gateways: dict[int, GatewayLink] = {}
         self._draining: set[Generation] = set()
         self._feeds: dict[int, KvEventFeed] = {}
@@ -82,7 +84,7 @@ class Dispatcher:
 
     async def run(self, pid: int) -> None:
         """Serve until cancelled. ``pid`` is what the supervisor is told."""
-        self._control.send(control.DispatcherReady(generation=self._spec.generation, pid=pid))
+        self.report(control.DispatcherReady(generation=self._spec.generation, pid=pid))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._take_control_messages())
             tasks.create_task(self._tick_forever())
@@ -108,8 +110,8 @@ class Dispatcher:
         return self._spec.generation
 
     def report(self, message: control.Message) -> None:
-        """Tell the supervisor."""
-        self._control.send(message)
+        """Tell the supervisor what stays true until its worker or gateway is gone."""
+        self._reports.send(message)
 
     def wake_at(self, at_s: float) -> None:
         """Hand in TimeElapsed at ``at_s``."""
@@ -189,7 +191,7 @@ class Dispatcher:
                 gateway.say_ready(node_ready(workers))
             if gateway.serving and not gateway.announced:
                 gateway.announced = True
-                self._control.send(control.GatewayServing(generation=gateway.generation))
+                self.report(control.GatewayServing(generation=gateway.generation))
 
     def _answer(
         self, gateway: GatewayLink, call_id: int, failure: str | None, result: object
@@ -228,7 +230,7 @@ class Dispatcher:
                 max_num_seqs=max_num_seqs if isinstance(max_num_seqs, int) else 1,
             )
         )
-        self._control.send(control.WorkerServing(generation=worker.generation))
+        self.report(control.WorkerServing(generation=worker.generation))
         self._greet()
 
     def _attach(self, message: control.AttachWorker) -> None:
@@ -278,6 +280,7 @@ class Dispatcher:
                 self._attach(message)
             case control.DetachWorker():
                 _LOG.info("worker_detached generation=%d", message.generation)
+                self._reports.forget(message.generation)
                 self._retire(message.generation)
                 self.desk.lose(Generation(message.generation))
                 self._greet()
@@ -292,11 +295,14 @@ class Dispatcher:
             case control.AttachGateway():
                 self._attach_gateway(message)
             case control.DetachGateway():
+                self._reports.forget(message.generation)
                 gateway = self._gateways.get(message.generation)
                 if gateway is not None:
                     self._end_gateway(gateway, "the supervisor said so")
             case control.DrainNode():
                 self.desk.tell(NodeDraining())
+            case control.SayAgain():
+                self._reports.say_again()
             case control.ReportStatus():
                 self._control.send(self._status(message.call_id))
             case _:

@@ -1,6 +1,5 @@
 """The node's life: which processes run, who is told what, and how it all ends."""
 
-import enum
 from collections.abc import Iterable, Mapping
 
 from nodeserve.errors import RequestError
@@ -34,6 +33,7 @@ from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.shutdown import SETTLE_S, Patience, daemon_exit_code, next_to_stop
 from nodeserve.lifecycle.slot import AfterStop, Slot, SlotPlan
 from nodeserve.lifecycle.slots import Slots
+from nodeserve.lifecycle.state import NodePhase, NodeState
 from nodeserve.wire.control import (
     DrainNode,
     DrainWorker,
@@ -43,32 +43,31 @@ from nodeserve.wire.control import (
 from nodeserve.wire.kinds import ProcessKind, Role
 
 
-class NodePhase(enum.StrEnum):
-    """What the node as a whole is doing; `status` shows READY with a loss as ``degraded``."""
-
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-
-
 class NodeLife:
     """Every process of the node and what the node does next.
 
     A failed first start ends the node with the cause; after that a death costs one process,
     which comes back by its restart policy. The dispatcher and its gateways are one restart
     group, because the wire between them has no acknowledgement.
+
+    Attributes:
+        kept: All that it remembers.
     """
 
-    def __init__(self, plans: Iterable[SlotPlan], patience: Patience) -> None:
-        self.phase = NodePhase.STARTING
-        self._slots = Slots(plans)
+    def __init__(
+        self, plans: Iterable[SlotPlan], patience: Patience, kept: NodeState | None = None
+    ) -> None:
+        """Begin a node, or go on where the life that had ``kept`` stopped."""
+        self.kept = kept or NodeState(Slots.planned(plans))
+        self._slots = self.kept.slots
         self._patience = patience
-        self._drain_deadline_s: float | None = None
-        self._settled_at_s: float | None = None
-        self._exit = ExitNode(0)
 
     # ------------------------------------------------------------------------ reading
+
+    @property
+    def phase(self) -> NodePhase:
+        """What the node as a whole is doing."""
+        return self.kept.phase
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -84,7 +83,7 @@ class NodeLife:
         """When the caller must hand in TimeElapsed; None when nothing is due."""
         times = [slot.life.wake_at_s for slot in self._slots.by_name.values()]
         times += [slot.drain_deadline_s for slot in self._slots.by_name.values()]
-        times += [self._drain_deadline_s, self._settled_at_s]
+        times += [self.kept.drain_deadline_s, self.kept.settled_at_s]
         return min((at_s for at_s in times if at_s is not None), default=None)
 
     @property
@@ -183,7 +182,7 @@ class NodeLife:
         if self.phase is NodePhase.STARTING and all(
             other.life.phase is Phase.READY for other in self._slots.serving()
         ):
-            self.phase = NodePhase.READY
+            self.kept.phase = NodePhase.READY
             commands.append(AnnounceReady())
         elif slot.kind is ProcessKind.WORKER:
             commands += self._connect_gateways()
@@ -212,7 +211,7 @@ class NodeLife:
             return commands + self._continue_stop(now_s)
         if self.phase is NodePhase.STARTING and not expected:
             reason = f"{slot.kind} {slot.name} failed to start: {cause}"
-            self._exit = ExitNode(daemon_exit_code(event.exit_code), reason)
+            self.kept.exit = ExitNode(daemon_exit_code(event.exit_code), reason)
             return commands + self._stop_all(now_s, grace_s=2.0)
         if slot.kind is ProcessKind.DISPATCHER:
             commands += self._restart_group(now_s)
@@ -333,9 +332,9 @@ class NodeLife:
         Everything behind them serves on until they are gone: what they have accepted is answered,
         and what they have not is left to whoever listens next.
         """
-        self.phase = NodePhase.DRAINING
-        self._drain_deadline_s = now_s + self._patience.drain_s
-        self._settled_at_s = now_s + SETTLE_S
+        self.kept.phase = NodePhase.DRAINING
+        self.kept.drain_deadline_s = now_s + self._patience.drain_s
+        self.kept.settled_at_s = now_s + SETTLE_S
         commands: list[Command] = [StopAccepting()]
         grace_s = self._patience.drain_s + self._patience.stop_s
         for slot in self._slots.of_kind(ProcessKind.GATEWAY):
@@ -352,8 +351,8 @@ class NodeLife:
 
     def _stop_all(self, now_s: float, grace_s: float | None = None) -> list[Command]:
         """Begin to stop, in order; with a grace given, everything at the same time."""
-        self.phase = NodePhase.STOPPING
-        self._drain_deadline_s = self._settled_at_s = None
+        self.kept.phase = NodePhase.STOPPING
+        self.kept.drain_deadline_s = self.kept.settled_at_s = None
         commands: list[Command] = []
         if grace_s is not None:
             for slot in self._slots.by_name.values():
@@ -367,24 +366,24 @@ class NodeLife:
         gateways = any(slot.running for slot in self._slots.of_kind(ProcessKind.GATEWAY))
         if self.phase is NodePhase.DRAINING and self._slots.dispatcher_ready() and gateways:
             return []
-        self.phase = NodePhase.STOPPING
-        self._drain_deadline_s = self._settled_at_s = None
+        self.kept.phase = NodePhase.STOPPING
+        self.kept.drain_deadline_s = self.kept.settled_at_s = None
         commands: list[Command] = []
         left = next_to_stop(self._slots.by_name.values())
         for slot in left:
             if slot.life.phase is not Phase.STOPPING:
                 commands += self._end(slot, now_s)
-        return commands if left else [*commands, self._exit]
+        return commands if left else [*commands, self.kept.exit]
 
     # --------------------------------------------------------------------------- time
 
     def _time_elapsed(self, now_s: float) -> list[Command]:
         commands: list[Command] = []
-        if self._settled_at_s is not None and self._settled_at_s <= now_s:
-            self._settled_at_s = None
+        if self.kept.settled_at_s is not None and self.kept.settled_at_s <= now_s:
+            self.kept.settled_at_s = None
             commands.append(TellDispatcher(DrainNode()))
-        if self._drain_deadline_s is not None and self._drain_deadline_s <= now_s:
-            self._exit = ExitNode(1, "requests were cut off: the drain took too long")
+        if self.kept.drain_deadline_s is not None and self.kept.drain_deadline_s <= now_s:
+            self.kept.exit = ExitNode(1, "requests were cut off: the drain took too long")
             commands += self._stop_all(now_s, grace_s=1.0)
         for slot in self._slots.by_name.values():
             if slot.life.wake_at_s is not None and slot.life.wake_at_s <= now_s:

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from nodeserve.errors import InvalidTransitionError, InvariantError
@@ -93,16 +93,16 @@ KILL_AGAIN_AFTER_S: Final = 5.0
 """A process may ignore one SIGKILL while the kernel holds it; ask again now and then."""
 
 
+@dataclass(slots=True)
 class ProcessLife:
     """One process's phase, and what to do next.
 
     ``wake_at_s`` is when the caller must hand in TimeElapsed; None when nothing is due.
     """
 
-    def __init__(self, history: RestartHistory | None = None) -> None:
-        self.phase = Phase.DOWN
-        self.history = history or RestartHistory()
-        self.wake_at_s: float | None = None
+    history: RestartHistory = field(default_factory=RestartHistory)
+    phase: Phase = Phase.DOWN
+    wake_at_s: float | None = None
 
     def handle(self, event: Event, *, now_s: float) -> list[Command]:
         """Apply one event and return what the caller must now do, in order.

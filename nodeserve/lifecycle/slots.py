@@ -1,6 +1,8 @@
 """All places of a node: what each asks for, and what the dispatcher is told of it."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
 
 from nodeserve.errors import CapacityError, InvariantError, RequestError
 from nodeserve.ids import MAX_GENERATION, Generation
@@ -20,15 +22,22 @@ from nodeserve.wire.control import AttachWorker, DetachGateway, DetachWorker
 from nodeserve.wire.kinds import ProcessKind, Role
 
 
+@dataclass(slots=True)
 class Slots:
-    """Every slot by its name, and the count of generations, none of which is used twice."""
+    """Every slot by its name, and the last of the generations, none of which is used twice."""
 
-    def __init__(self, plans: Iterable[SlotPlan]) -> None:
-        self.by_name = {
-            plan.name: Slot(plan, ProcessLife(RestartHistory(place=place)), role=plan.role)
-            for place, plan in enumerate(plans)
-        }
-        self._last_generation = 0
+    by_name: dict[str, Slot]
+    last_generation: int = 0
+
+    @classmethod
+    def planned(cls, plans: Iterable[SlotPlan]) -> Self:
+        """Return the slots of a node that has not started."""
+        return cls(
+            {
+                plan.name: Slot(plan, ProcessLife(RestartHistory(place=place)), role=plan.role)
+                for place, plan in enumerate(plans)
+            }
+        )
 
     def check(self) -> None:
         """Raise InvariantError unless generations are unique and each process is consistent."""
@@ -69,11 +78,11 @@ class Slots:
         return commands
 
     def _next_generation(self, slot: Slot) -> Generation:
-        if self._last_generation == MAX_GENERATION:
+        if self.last_generation == MAX_GENERATION:
             text = f"node: all {MAX_GENERATION} generations are used up; restart the daemon"
             raise CapacityError(text)
-        self._last_generation += 1
-        slot.begin(Generation(self._last_generation))
+        self.last_generation += 1
+        slot.begin(Generation(self.last_generation))
         return slot.generation
 
     def of_generation(self, generation: int) -> Slot | None:

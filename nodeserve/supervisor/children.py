@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,6 +52,34 @@ class Exit:
         return 128 + (self.signal or signal.SIGKILL)
 
 
+@dataclass(frozen=True, slots=True)
+class KeptChild:
+    """A child whose supervisor becomes another program."""
+
+    name: str
+    generation: int
+    pid: int
+    started_s: float
+    log_start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptForkServer:
+    """A fork server, one of the children, and our end of its channel."""
+
+    name: str
+    fd: int
+    is_loaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """All children. Travels from one release to the next: new fields have defaults."""
+
+    children: list[KeptChild]
+    forkservers: list[KeptForkServer]
+
+
 class Children:
     """Every child of the supervisor, by generation.
 
@@ -68,6 +98,7 @@ class Children:
         self._loop = asyncio.get_running_loop()
         self._children: dict[Generation, Child] = {}
         self._forkservers: dict[str, ForkServer] = {}
+        self._guests: set[int] = set()
         self._num_forking = 0
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap_strangers)
 
@@ -90,10 +121,82 @@ class Children:
         """
         log_path = self._runtime.log_path(name)
         log_start = log_path.stat().st_size if log_path.exists() else 0
-        server = ForkServer(modules=modules, environment=environment, log_path=log_path)
+        server = ForkServer.start(modules=modules, environment=environment, log_path=log_path)
         self._forkservers[name] = server
-        self._watch(name, generation, server.process.pid, log_start)
+        self._watch(name, generation, server.pid, log_start)
         await server.loaded()
+
+    def take_over(self, kept: Kept) -> None:
+        """Watch what this process had started when it ran another program.
+
+        It is still our child: one that has died meanwhile waits to be reaped.
+        """
+        for child in kept.children:
+            self._watch(
+                child.name,
+                Generation(child.generation),
+                child.pid,
+                child.log_start,
+                child.started_s,
+            )
+        for server in kept.forkservers:
+            channel = socket.socket(fileno=server.fd)
+            pid = next(child.pid for child in kept.children if child.name == server.name)
+            self._forkservers[server.name] = ForkServer(pid, channel, is_loaded=server.is_loaded)
+
+    @property
+    def kept(self) -> Kept:
+        """What ``take_over`` needs; the fds in it must stay open."""
+        return Kept(
+            children=[
+                KeptChild(child.name, child.generation, child.pid, child.started_s, child.log_start)
+                for child in self._children.values()
+            ],
+            forkservers=[
+                KeptForkServer(name, server.fd, server.is_loaded)
+                for name, server in self._forkservers.items()
+                if server.fd >= 0
+            ],
+        )
+
+    async def loaded(self, forkserver: str) -> None:
+        """Return when a fork server that was taken over has imported its modules.
+
+        Raises:
+            PeerError: It could not, or died.
+        """
+        await self._forkservers[forkserver].loaded()
+
+    async def run_program(
+        self, argv: Sequence[str], *, environment: Mapping[str, str], fds: Sequence[int]
+    ) -> int:
+        """Run a program that is no part of the node to its end; return its exit code.
+
+        ``fds`` it inherits by their numbers; the first one is its stderr too. It is killed when
+        nobody waits for it any more.
+        """
+        process = subprocess.Popen(  # noqa: ASYNC220  vfork: some milliseconds
+            argv,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=fds[0],
+            pass_fds=fds,
+            start_new_session=True,
+        )
+        self._guests.add(process.pid)
+        pidfd = os.pidfd_open(process.pid)
+        ended = asyncio.Event()
+        self._loop.add_reader(pidfd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            self._loop.remove_reader(pidfd)
+            os.close(pidfd)
+            process.kill()
+            code = process.wait()
+            self._guests.discard(process.pid)
+        return code
 
     async def fork(
         self, forkserver: str, generation: Generation, request: ForkRequest, fds: Sequence[int] = ()
@@ -133,9 +236,16 @@ class Children:
         for server in self._forkservers.values():
             server.close()
 
-    def _watch(self, name: str, generation: Generation, pid: int, log_start: int) -> Child:
+    def _watch(
+        self,
+        name: str,
+        generation: Generation,
+        pid: int,
+        log_start: int,
+        started_s: float | None = None,
+    ) -> Child:
         pidfd = os.pidfd_open(pid)
-        child = Child(name, generation, pid, pidfd, self._loop.time(), log_start)
+        child = Child(name, generation, pid, pidfd, started_s or self._loop.time(), log_start)
         self._children[generation] = child
         self._loop.add_reader(pidfd, self._exited, child)
         self._on_birth(child)
@@ -150,7 +260,6 @@ class Children:
         if (server := self._forkservers.get(child.name)) is not None:
             server.close()
             del self._forkservers[child.name]
-            server.process.returncode = 0  # reaped here, so Popen must not wait again
         self._reap_strangers()
         killed = result is not None and result.si_code != os.CLD_EXITED
         status = 0 if result is None else result.si_status
@@ -159,7 +268,7 @@ class Children:
 
     def _reap_strangers(self) -> None:
         """Reap adopted orphans; our own children keep their status for their pidfd."""
-        known = {child.pid for child in self._children.values()}
+        known = {child.pid for child in self._children.values()} | self._guests
         while not self._num_forking:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

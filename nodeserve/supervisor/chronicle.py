@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeserve.ids import Generation
-from nodeserve.lifecycle.node import NodeLife, NodePhase
+from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import AfterStop, Slot
+from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor.report import first_line
 from nodeserve.wire.kinds import ProcessKind, Role
 

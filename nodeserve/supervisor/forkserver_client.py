@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
@@ -24,19 +24,35 @@ class ForkServer:
     """Starts a fork server and asks it for children; answers come in the order of requests.
 
     Attributes:
-        process: The fork server itself; who made it reaps it.
+        pid: The fork server itself; who made it reaps it.
+        is_loaded: Whether it has imported what its children need.
     """
 
-    def __init__(
-        self, *, modules: Sequence[str], environment: Mapping[str, str], log_path: Path
-    ) -> None:
+    def __init__(self, pid: int, channel: socket.socket, *, is_loaded: bool) -> None:
+        """Talk to a fork server that runs, over its ``channel``; ``start`` makes a new one."""
+        self.pid = pid
+        self.is_loaded = is_loaded
+        self._channel = channel
+        self._replies: deque[asyncio.Future[ForkReply]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._loaded: asyncio.Future[ForkReply] = self._loop.create_future()
+        if is_loaded:
+            self._loaded.set_result(ForkReply(pid=pid))
+        else:
+            self._replies.append(self._loaded)
+        self._loop.add_reader(channel.fileno(), self._on_readable)
+
+    @classmethod
+    def start(
+        cls, *, modules: Sequence[str], environment: Mapping[str, str], log_path: Path
+    ) -> Self:
         """Start the process; ``environment`` is its whole environment."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         argv = [sys.executable, "-m", "nodeserve.supervisor.forkserver"]
         argv += [str(theirs.fileno()), str(os.getpid()), ",".join(modules)]
         with theirs, log_path.open("ab") as log:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 argv,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
@@ -45,12 +61,13 @@ class ForkServer:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # signals to our group are for us alone
             )
-        self._channel = ours
-        self._replies: deque[asyncio.Future[ForkReply]] = deque()
-        self._loop = asyncio.get_running_loop()
-        self._loaded: asyncio.Future[ForkReply] = self._loop.create_future()
-        self._replies.append(self._loaded)
-        self._loop.add_reader(ours.fileno(), self._on_readable)
+        process.returncode = 0  # who made it reaps it by its pid: Popen must not
+        return cls(process.pid, ours, is_loaded=False)
+
+    @property
+    def fd(self) -> int:
+        """Our end of its channel."""
+        return self._channel.fileno()
 
     async def loaded(self) -> None:
         """Return when its modules are imported.
@@ -59,8 +76,9 @@ class ForkServer:
             PeerError: An import failed, or the process died meanwhile.
         """
         reply = await asyncio.shield(self._loaded)
+        self.is_loaded = reply.error is None
         if reply.error is not None:
-            text = f"fork server {self.process.pid}: {reply.error}"
+            text = f"fork server {self.pid}: {reply.error}"
             raise PeerError(text)
 
     async def fork(self, request: ForkRequest, fds: Sequence[int]) -> int:
@@ -73,13 +91,13 @@ class ForkServer:
         try:
             socket.send_fds(self._channel, [_ENCODE(request)], list(fds))
         except OSError as error:
-            text = f"fork server {self.process.pid} takes no request: {error}"
+            text = f"fork server {self.pid} takes no request: {error}"
             raise PeerError(text) from error
         self._replies.append(reply)
         async with asyncio.timeout(FORK_DEADLINE_S):
             answer = await reply
         if answer.error is not None:
-            text = f"fork server {self.process.pid} could not start {request.name}: {answer.error}"
+            text = f"fork server {self.pid} could not start {request.name}: {answer.error}"
             raise PeerError(text)
         return answer.pid
 

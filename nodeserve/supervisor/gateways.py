@@ -2,8 +2,9 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,20 @@ INTERNAL_BACKLOG: Final = 1024
 AnyListener = UnixListener | TcpListener | AdoptedListener
 
 
+@dataclass(frozen=True, slots=True)
+class KeptListener:
+    """A listening socket whose holder becomes another program.
+
+    ``path`` is that of a Unix socket of our own; ``is_managers`` says that the service manager
+    made it. New fields have defaults: it travels between releases.
+    """
+
+    name: str
+    fds: tuple[int, ...]
+    path: str | None
+    is_managers: bool = False
+
+
 class Gateways:
     """Holds each listener's socket for the node's whole life and probes what answers on it.
 
@@ -35,9 +50,13 @@ class Gateways:
     """
 
     def __init__(
-        self, config: NodeConfig, report: Callable[[Event], None], activated: Activated
+        self,
+        config: NodeConfig,
+        report: Callable[[Event], None],
+        activated: Activated,
+        kept: Sequence[KeptListener] = (),
     ) -> None:
-        """Bind every listener but those that the service manager has opened.
+        """Take over the listeners of ``kept`` and bind the others but the service manager's.
 
         Raises:
             ConfigError: A listener's address can't be used.
@@ -50,11 +69,28 @@ class Gateways:
         }
         self._sockets: dict[str, AnyListener] = {}
         self._probing: dict[Generation, asyncio.Task[None]] = {}
+        for held in kept:
+            self._sockets[held.name] = _take_over(held)
         with ExitStack() as bound:
             for listener in config.listeners:
+                if listener.name in self._sockets:
+                    continue
                 self._sockets[listener.name] = self._open(listener, activated.get(listener.name))
                 bound.callback(self._sockets[listener.name].close)
             bound.pop_all()
+
+    @property
+    def kept(self) -> list[KeptListener]:
+        """What another Gateways needs to go on; the fds in it must stay open."""
+        return [
+            KeptListener(
+                name=name,
+                fds=bound.fds,
+                path=str(bound.path) if isinstance(bound, UnixListener) else None,
+                is_managers=isinstance(bound, AdoptedListener),
+            )
+            for name, bound in self._sockets.items()
+        ]
 
     def listener_of(self, gateway: str) -> Listener:
         """Return the listener that a gateway process serves."""
@@ -162,3 +198,12 @@ class Gateways:
         return await probe_tcp(
             listener.host or "127.0.0.1", listener.port or 0, deadline_s=PROBE_DEADLINE_S
         )
+
+
+def _take_over(held: KeptListener) -> AnyListener:
+    if held.is_managers:
+        return AdoptedListener(socket.socket(fileno=held.fds[0]))
+    if held.path is None:
+        return TcpListener.taken_over(held.fds[0])
+    socket_fd, lock_fd = held.fds
+    return UnixListener.taken_over(Path(held.path), socket_fd=socket_fd, lock_fd=lock_fd)

@@ -4,10 +4,13 @@ import asyncio
 import faulthandler
 import logging
 import os
+from pathlib import Path
 
 from nodeserve.clock import MonotonicClock
 from nodeserve.config.node import NodeConfig
 from nodeserve.supervisor.activation import Activated, match_listeners, take_sockets
+from nodeserve.supervisor.caretaker import take_care
+from nodeserve.supervisor.handover import Handover, TakeOver, unpack
 from nodeserve.supervisor.kernel import become_subreaper, name_process
 from nodeserve.supervisor.notify import notifier_of_this_process
 from nodeserve.supervisor.runtime import RuntimeDirectory
@@ -38,6 +41,45 @@ def run(config: NodeConfig) -> int:
     finally:
         runtime.close(keep_logs=code != 0)
     return code
+
+
+def take_over(errand: TakeOver) -> int:
+    """Go on with the node that this process has supervised as another program.
+
+    Where that fails the node's processes are kept alive without a supervisor.
+
+    Raises:
+        PeerError: The state cannot be read, which the rehearsal would have shown.
+    """
+    faulthandler.enable()
+    state = unpack(errand.state_fd)
+    os.close(errand.state_fd)
+    become_subreaper()
+    name_process("nodeserve")
+    runtime = RuntimeDirectory.taken_over(Path(state.config.runtime_dir), state.lock_fd)
+    code = 1
+    try:
+        code = asyncio.run(_go_on(state, runtime))
+    finally:
+        runtime.close(keep_logs=code != 0)
+    return code
+
+
+async def _go_on(state: Handover, runtime: RuntimeDirectory) -> int:
+    try:
+        supervisor = Supervisor(
+            state.config,
+            runtime,
+            MonotonicClock(),
+            notifier=notifier_of_this_process(),
+            activated={},
+            kept=state,
+        )
+        supervisor.go_on(state)
+    except Exception:  # noqa: BLE001  whatever it is, the processes of the node must not die of it
+        _log.exception("takeover_failed")
+        return take_care(state)
+    return await supervisor.run()
 
 
 async def _serve(config: NodeConfig, runtime: RuntimeDirectory, activated: Activated) -> int:

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from nodeserve.config.node import NodeConfig
@@ -17,9 +18,10 @@ from nodeserve.lifecycle.messages import (
     RoleAsked,
     StopAsked,
 )
-from nodeserve.lifecycle.node import NodeLife, NodePhase
+from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot
+from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor.children import Children
 from nodeserve.supervisor.plan import DISPATCHER
 from nodeserve.supervisor.report import first_line
@@ -31,17 +33,27 @@ _log: Final = logging.getLogger(__name__)
 
 STATUS_DEADLINE_S: Final = 1.0
 
-Reply = Callable[[control.Message], None]
+
+@dataclass(frozen=True, slots=True)
+class KeptPromise:
+    """A command that is answered when its worker gets where it was sent.
+
+    It may be answered by a later release than it was given to: new fields have defaults.
+    """
+
+    worker: str
+    since_generation: int
+    goal: Phase
+    asked_by: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class _Promise:
-    """A command that is answered when its worker gets where it was sent."""
+class Outside:
+    """Who the desk passes things on to: the node's life, the dispatcher, and who has asked."""
 
-    slot: Slot
-    since_generation: int
-    goal: Phase
-    reply: Reply
+    apply: Callable[[Event], None]
+    tell: Callable[[control.Message], None]
+    answer: Callable[[bytes, control.Message], None]
 
 
 class OperatorDesk:
@@ -52,24 +64,35 @@ class OperatorDesk:
         config: NodeConfig,
         life: NodeLife,
         children: Children,
+        outside: Outside,
         *,
-        apply: Callable[[Event], None],
-        tell: Callable[[control.Message], None],
+        started_s: float,
     ) -> None:
         self._config = config
         self._life = life
         self._children = children
-        self._apply = apply
-        self._tell = tell
+        self._apply = outside.apply
+        self._tell = outside.tell
+        self._answer = outside.answer
         self._loop = asyncio.get_running_loop()
-        self._started_s = self._loop.time()
-        self._promises: list[_Promise] = []
+        self._started_s = started_s
+        self._version = nodeserve_version()  # of the code that runs; the one on disk may change
+        self.promises: list[KeptPromise] = []
         self._status_calls: dict[int, asyncio.Future[control.DispatcherStatus]] = {}
         self._last_call = 0
         self._answering: set[asyncio.Task[None]] = set()
 
-    def hear(self, message: control.Message, reply: Reply) -> None:
+    @property
+    def is_answering(self) -> bool:
+        """Whether somebody is about to be answered."""
+        return bool(self._answering)
+
+    def hear(self, asked_by: bytes, message: control.Message) -> None:
         """Take a message of the command line, or of the dispatcher answering for it."""
+
+        def reply(answer: control.Message) -> None:
+            self._answer(asked_by, answer)
+
         match message:
             case control.DispatcherStatus(call_id=call_id):
                 if (waiting := self._status_calls.pop(call_id, None)) and not waiting.done():
@@ -84,10 +107,10 @@ class OperatorDesk:
                 self._apply(StopAsked())
             case control.DrainRequest(worker=str(name), force=force):
                 _log.info("operator_asks command=drain worker=%s force=%s", name, force)
-                self._promise(name, Phase.DOWN, DrainAsked(name, force), reply)
+                self._promise(name, Phase.DOWN, DrainAsked(name, force), asked_by)
             case control.RestartRequest(worker=name, immediately=immediately):
                 _log.info("operator_asks command=restart worker=%s now=%s", name, immediately)
-                self._promise(name, Phase.READY, RestartAsked(name, immediately), reply)
+                self._promise(name, Phase.READY, RestartAsked(name, immediately), asked_by)
             case control.RoleRequest(worker=name, role=role):
                 _log.info("operator_asks command=role worker=%s role=%s", name, role)
                 if self._try(RoleAsked(name, role), reply):
@@ -98,15 +121,16 @@ class OperatorDesk:
 
     def look_again(self) -> None:
         """Answer every command whose worker got where it was sent, or cannot get there."""
-        for promise in list(self._promises):
+        for promise in list(self.promises):
             reply = self._outcome(promise)
             if reply is not None:
-                self._promises.remove(promise)
-                promise.reply(reply)
+                self.promises.remove(promise)
+                self._answer(promise.asked_by, reply)
 
-    def _outcome(self, promise: _Promise) -> control.CommandReply | None:
+    def _outcome(self, promise: KeptPromise) -> control.CommandReply | None:
         """Return how a command ended; None while that is open."""
-        slot, phase = promise.slot, promise.slot.life.phase
+        slot = self._life.slots[promise.worker]
+        phase = slot.life.phase
         moved = slot.generation != promise.since_generation
         failed = None
         if phase is Phase.FAILED:
@@ -127,19 +151,20 @@ class OperatorDesk:
             failed = f"{slot.name} does not start again: the node is {self._life.phase}"
         return None if failed is None else control.CommandReply(error=failed)
 
-    def _promise(self, name: str, goal: Phase, event: Event, reply: Reply) -> None:
+    def _promise(self, name: str, goal: Phase, event: Event, asked_by: bytes) -> None:
         slot = self._life.slots.get(name)
         before = 0 if slot is None else slot.generation
         was_down = slot is not None and slot.life.phase is Phase.DOWN
-        if not self._try(event, reply) or slot is None:
+        if not self._try(event, partial(self._answer, asked_by)) or slot is None:
             return
         if was_down and goal is Phase.DOWN:
-            reply(control.CommandReply(detail=f"{name} is drained already, and down"))
+            detail = f"{name} is drained already, and down"
+            self._answer(asked_by, control.CommandReply(detail=detail))
             return
-        self._promises.append(_Promise(slot, before, goal, reply))
+        self.promises.append(KeptPromise(name, before, goal, asked_by))
         self.look_again()
 
-    def _try(self, event: Event, reply: Reply) -> bool:
+    def _try(self, event: Event, reply: Callable[[control.Message], None]) -> bool:
         try:
             self._apply(event)
         except NodeserveError as error:
@@ -149,7 +174,7 @@ class OperatorDesk:
 
     # ------------------------------------------------------------------------- status
 
-    async def _answer_status(self, reply: Reply) -> None:
+    async def _answer_status(self, reply: Callable[[control.Message], None]) -> None:
         if self._life.slots[DISPATCHER].life.phase is not Phase.READY:
             reply(self._status(None))
             return
@@ -172,7 +197,7 @@ class OperatorDesk:
         return control.StatusReply(
             state=self._life.state,
             socket=self._own_socket(),
-            version=nodeserve_version(),
+            version=self._version,
             vllm_version=self._vllm_version(),
             model=self._config.model,
             served_model_name=self._config.served_model_names[0],

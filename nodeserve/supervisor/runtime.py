@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from nodeserve.bus.endpoints import check_private, ipc_address
 from nodeserve.errors import ConfigError
@@ -19,7 +19,12 @@ _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RuntimeDirectory:
-    """Paths of the node's own sockets and logs, under a lock that dies with its holder."""
+    """Paths of the node's own sockets and logs, under a lock that dies with its holder.
+
+    Attributes:
+        path: The directory.
+        lock_fd: Holds the lock for as long as it is open.
+    """
 
     def __init__(self, path: Path) -> None:
         """Create the directory if need be, check that it is ours alone, and lock it.
@@ -31,7 +36,7 @@ class RuntimeDirectory:
         self.path = path
         try:
             path.mkdir(mode=_PRIVATE_MODE, parents=True, exist_ok=True)
-            self._lock_fd = self._lock()
+            self.lock_fd = self._lock()
         except OSError as error:
             text = f"runtime directory {path} cannot be used ({error}); choose another --socket"
             raise ConfigError(text) from error
@@ -39,6 +44,13 @@ class RuntimeDirectory:
         self.log_dir.mkdir(mode=_PRIVATE_MODE, exist_ok=True)
         for old in self.log_dir.glob("*.log"):
             old.unlink(missing_ok=True)
+
+    @classmethod
+    def taken_over(cls, path: Path, lock_fd: int) -> Self:
+        """Return the directory that this process held before, with all that is in it."""
+        held = cls.__new__(cls)
+        held.path, held.lock_fd = path, lock_fd
+        return held
 
     @property
     def log_dir(self) -> Path:
@@ -75,7 +87,7 @@ class RuntimeDirectory:
             (self.path / "lock").unlink(missing_ok=True)
         else:
             shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock_fd)
+        os.close(self.lock_fd)
 
     def _lock(self) -> int:
         check_private(self.path)

@@ -5,48 +5,53 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from nodeserve.bus.channel import ControlServer
+from nodeserve.bus.sockets import listen_at
 from nodeserve.clock import Clock
 from nodeserve.config.node import NodeConfig
+from nodeserve.config.release import nodeserve_version
 from nodeserve.errors import ConfigError, InvariantError, NodeserveError, PeerError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import (
     AnnounceReady,
     Command,
     ConnectGateway,
-    EngineReady,
     Event,
     ExitNode,
     KillProcess,
-    NodeEmptied,
     NodeStarted,
     ProcessExited,
     ProcessReady,
-    ProcessSick,
     SpawnProcess,
     StopAccepting,
     StopAsked,
     TellDispatcher,
     TerminateProcess,
     TimeElapsed,
-    WorkerEmptied,
-    WorkerRouted,
 )
 from nodeserve.lifecycle.node import NodeLife
+from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.shutdown import Patience
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.supervisor.activation import Activated
 from nodeserve.supervisor.children import Child, Children, Exit
 from nodeserve.supervisor.chronicle import Chronicle
+from nodeserve.supervisor.estate import Estate
 from nodeserve.supervisor.gateways import Gateways
+from nodeserve.supervisor.handover import Handover, release_signals
+from nodeserve.supervisor.hearing import event_of, has_missed_readiness, may_say
 from nodeserve.supervisor.notify import Notifier
-from nodeserve.supervisor.operator_desk import OperatorDesk
+from nodeserve.supervisor.operator_desk import OperatorDesk, Outside
+from nodeserve.supervisor.outbox import Outbox
 from nodeserve.supervisor.plan import DISPATCHER, slot_plans
+from nodeserve.supervisor.reload import SETTLE_EVERY_S, Reload
 from nodeserve.supervisor.report import explain, ready_line
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.spawn import Spawner
@@ -56,15 +61,6 @@ from nodeserve.wire import control
 from nodeserve.wire.kinds import ProcessKind
 
 _log = logging.getLogger(__name__)
-
-FromDispatcher = (
-    control.GatewayServing
-    | control.WorkerServing
-    | control.WorkerDrained
-    | control.WorkerGivenUp
-    | control.GatewayGivenUp
-    | control.NodeDrained
-)
 
 LAST_WORDS_S: Final = 0.5
 """How long a cause may take behind the exit that it explains: one message on a Unix socket."""
@@ -81,8 +77,9 @@ class Supervisor:
         *,
         notifier: Notifier,
         activated: Activated,
+        kept: Handover | None = None,
     ) -> None:
-        """Bind the control socket and the listeners that are not open yet; start nothing.
+        """Bind what is not open yet of the control socket and the listeners; start nothing.
 
         Raises:
             ConfigError: A listener can't be bound.
@@ -91,38 +88,52 @@ class Supervisor:
         self._config = config
         self._runtime = runtime
         self._clock = clock
-        self._started_s = clock.now_s()
+        self._kept = kept
+        self._started_s = clock.now_s() if kept is None else kept.started_s
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        patience = Patience(drain_s=config.drain_deadline_s)
-        self._life = NodeLife(slot_plans(config), patience)
+        self._life = _life_of(config, kept)
         self._chronicle = Chronicle(self._life)
         self._causes: dict[int, control.ChildFailed] = {}
         self._last_words: dict[int, asyncio.Event] = {}
-        self._server = ControlServer(runtime.address("control"))
+        self._server = ControlServer(_control_socket(runtime, kept))
+        self._outbox = Outbox(self._server)
         self._watch = Watch(config, clock, self._events.put_nowait)
         self._children = Children(runtime, self._watch.born, self._on_exit)
         self._standing = Standing(notifier)
-        self._gateways = Gateways(config, self._events.put_nowait, activated)
+        held = () if kept is None else kept.listeners
+        self._gateways = Gateways(config, self._events.put_nowait, activated, held)
         self._spawner = Spawner(config, runtime, self._children, self._gateways)
         self._desk = OperatorDesk(
-            config, self._life, self._children, apply=self._apply_wish, tell=self._tell_dispatcher
+            config,
+            self._life,
+            self._children,
+            Outside(apply=self._apply_wish, tell=self._tell_dispatcher, answer=self._reply),
+            started_s=self._started_s,
         )
+        wake = partial(self._events.put_nowait, TimeElapsed())
+        self._reload = Reload(self._estate(), clock, wake=wake, answer=self._reply)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Run the node until it is stopped or cannot start; return the exit code."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._events.put_nowait, StopAsked())
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up, os.isatty(0))
+        release_signals()
         listening = asyncio.create_task(self._listen())
         self._in_background(self._watch.run())
+        self._events.put_nowait(NodeStarted() if self._kept is None else TimeElapsed())
         try:
-            self._events.put_nowait(NodeStarted())
             while True:
                 event = await self._next_event()
                 ended = self._apply(event)
                 if ended is not None:
                     return self._leave(ended)
+                if self._events.empty():
+                    self._reload.carry_out()
+                if not self._reload.is_under_way:
+                    self._standing.reloaded()
                 now_s, listens = self._clock.now_s(), not listening.done()
                 self._standing.turned(self._life, now_s=now_s, listening=listens)
         finally:
@@ -130,12 +141,16 @@ class Supervisor:
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
+            self._reload.close()
+            self._outbox.close()
             self._gateways.close()
             self._children.close()
             self._server.close()
 
     async def _next_event(self) -> Event:
         times = [self._life.wake_at_s, self._standing.wake_at_s]
+        if self._reload.is_due:
+            times.append(self._clock.now_s() + SETTLE_EVERY_S)
         wake_at_s = min((at_s for at_s in times if at_s is not None), default=None)
         wait_s = None if wake_at_s is None else max(0.0, wake_at_s - self._clock.now_s())
         try:
@@ -251,7 +266,7 @@ class Supervisor:
     def _tell_dispatcher(self, message: control.Message) -> None:
         slot = self._life.slots[DISPATCHER]
         try:
-            self._server.send(str(slot.generation).encode(), message)
+            self._outbox.send(str(slot.generation).encode(), message)
         except PeerError as error:
             _log.warning("dispatcher_unreachable %s", error)
 
@@ -264,6 +279,55 @@ class Supervisor:
             _log.info("node_stopped")
         return ended.exit_code
 
+    # ----------------------------------------------------------------------- reload
+
+    def _estate(self) -> Estate:
+        return Estate(
+            config=self._config,
+            runtime=self._runtime,
+            life=self._life,
+            server=self._server,
+            outbox=self._outbox,
+            children=self._children,
+            gateways=self._gateways,
+            desk=self._desk,
+            causes=self._causes,
+            started_s=self._started_s,
+            num_reloads=0 if self._kept is None else self._kept.num_reloads,
+        )
+
+    def go_on(self, kept: Handover) -> None:
+        """Take up what the program before this one left; call it before ``run``."""
+        self._estate().take_up(kept)
+        for slot in self._life.slots.values():
+            if slot.kind is ProcessKind.FORKSERVER and slot.life.phase is Phase.STARTING:
+                self._in_background(self._wait_until_loaded(slot))
+        self._reload.ask_what_was_missed()
+        if kept.asked_again:
+            self._reload.ask(None)
+        version, number = nodeserve_version(), len(kept.children.children)
+        _log.info("supervisor_reloaded version=%s reloads=%d", version, kept.num_reloads)
+        if kept.asked_by is not None:
+            detail = f"reloaded: nodeserve {version} goes on with its {number} processes"
+            self._reply(kept.asked_by, control.CommandReply(detail=detail))
+
+    def _hung_up(self, has_terminal: bool) -> None:  # noqa: FBT001  (a fact, of the signal)
+        if has_terminal:
+            self._events.put_nowait(StopAsked())
+        else:
+            self._ask_to_reload(None)
+
+    def _ask_to_reload(self, asked_by: bytes | None) -> None:
+        self._standing.reloading()
+        self._reload.ask(asked_by)
+        self._events.put_nowait(TimeElapsed())
+
+    async def _wait_until_loaded(self, slot: Slot) -> None:
+        generation = slot.generation
+        with contextlib.suppress(PeerError):  # its exit is heard of as well
+            await self._children.loaded(slot.name)
+            self._events.put_nowait(ProcessReady(generation))
+
     # ---------------------------------------------------------------------- control
 
     async def _listen(self) -> None:
@@ -275,88 +339,54 @@ class Supervisor:
                 _log.exception("control_message_failed kind=%s", type(message).__name__)
 
     def _hear(self, identity: bytes, message: control.Message) -> None:
-        if not self._may_say(identity, message):
+        dispatcher = self._life.slots[DISPATCHER].generation
+        if not may_say(identity, message, dispatcher=dispatcher):
             _log.warning(
                 "control_message_refused from=%s kind=%s", identity, type(message).__name__
             )
             return
+        if (event := event_of(message)) is not None:
+            self._events.put_nowait(event)
+            return
         match message:
             case control.WorkerHello() | control.WorkerHeartbeat() | control.DispatcherHeartbeat():
                 self._watch.heard(message)
+                slot = self._life.of_generation(message.generation)
+                if slot is not None and has_missed_readiness(slot, message):
+                    self._reply(identity, control.SayAgain())
             case control.WorkerProgress(generation=generation, phase=phase):
                 if (slot := self._life.of_generation(generation)) is not None:
                     slot.detail = phase
                     _log.info("worker_starting name=%s phase=%r", slot.name, phase)
-            case control.WorkerReady():
-                self._events.put_nowait(EngineReady(message))
             case control.ChildFailed():
                 self._note_cause(message)
-            case control.DispatcherReady(generation=generation):
-                self._events.put_nowait(ProcessReady(Generation(generation)))
-            case (
-                control.GatewayServing()
-                | control.WorkerServing()
-                | control.WorkerDrained()
-                | control.WorkerGivenUp()
-                | control.GatewayGivenUp()
-                | control.NodeDrained()
-            ):
-                self._hear_dispatcher(message)
-            case _:
-                self._desk.hear(message, lambda reply: self._reply(identity, reply))
-
-    def _hear_dispatcher(self, message: FromDispatcher) -> None:
-        match message:
             case control.GatewayServing(generation=generation):
                 if (slot := self._life.of_generation(generation)) is not None:
                     self._gateways.said_to_serve(slot.name, slot.generation)
-            case control.WorkerServing(generation=generation):
-                self._events.put_nowait(WorkerRouted(Generation(generation)))
-            case control.WorkerDrained(generation=generation):
-                self._events.put_nowait(WorkerEmptied(Generation(generation)))
-            case (
-                control.WorkerGivenUp(generation=generation, reason=reason)
-                | control.GatewayGivenUp(generation=generation, reason=reason)
-            ):
-                cause = f"given up by the dispatcher: {reason}"
-                self._events.put_nowait(ProcessSick(Generation(generation), cause))
-            case control.NodeDrained():
-                self._events.put_nowait(NodeEmptied())
+            case control.ReloadRequest():
+                self._ask_to_reload(identity)
+            case _:
+                self._desk.hear(identity, message)
 
     def _note_cause(self, failed: control.ChildFailed) -> None:
         self._causes[failed.generation] = failed
         if (waiting := self._last_words.get(failed.generation)) is not None:
             waiting.set()
 
-    def _may_say(self, identity: bytes, message: control.Message) -> bool:
-        """Whether this peer may say this: a child speaks for itself, the dispatcher for routing."""
-        match message:
-            case (
-                control.WorkerServing()
-                | control.WorkerDrained()
-                | control.WorkerGivenUp()
-                | control.GatewayGivenUp()
-                | control.GatewayServing()
-                | control.NodeDrained()
-                | control.DispatcherStatus()
-            ):
-                return identity == str(self._life.slots[DISPATCHER].generation).encode()
-            case (
-                control.WorkerHello()
-                | control.WorkerProgress()
-                | control.WorkerReady()
-                | control.WorkerHeartbeat()
-                | control.ChildFailed()
-                | control.DispatcherReady()
-                | control.DispatcherHeartbeat()
-            ):
-                return identity == str(message.generation).encode()
-            case _:
-                return not identity.isdigit()
-
     def _reply(self, identity: bytes, message: control.Message) -> None:
         with contextlib.suppress(PeerError):  # whoever asked has gone away
-            self._server.send(identity, message)
+            self._outbox.send(identity, message)
+
+
+def _life_of(config: NodeConfig, kept: Handover | None) -> NodeLife:
+    patience = Patience(drain_s=config.drain_deadline_s)
+    return NodeLife(slot_plans(config), patience, None if kept is None else kept.node)
+
+
+def _control_socket(runtime: RuntimeDirectory, kept: Handover | None) -> socket.socket:
+    if kept is None:
+        return listen_at(runtime.address("control"))
+    return socket.socket(fileno=kept.control_fd)
 
 
 def make_runtime(config: NodeConfig) -> RuntimeDirectory:

@@ -2,8 +2,9 @@
 
 from typing import Final
 
-from nodeserve.lifecycle.node import NodeLife, NodePhase
+from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor.notify import Notifier
 from nodeserve.wire.kinds import ProcessKind
 
@@ -23,6 +24,7 @@ class Standing:
         self._notifier = notifier
         self._told: str | None = None
         self._stopping = False
+        self._is_reloading = False
         self._alive_at_s: float | None = None
         self._extend_at_s: float | None = None
 
@@ -33,9 +35,15 @@ class Standing:
         return min(times, default=None)
 
     def reloading(self) -> None:
-        """Say that the node's settings or its program change; the next turn ends it."""
+        """Say that the node's settings or its program change, until ``reloaded``."""
         self._notifier.reloading()
-        self._told = None
+        self._is_reloading = True
+
+    def reloaded(self) -> None:
+        """Say ready in the next turn if a reload was under way."""
+        if self._is_reloading:
+            self._is_reloading = False
+            self._told = None
 
     def turned(self, life: NodeLife, *, now_s: float, listening: bool) -> None:
         """Take note that the loop has turned once.
@@ -45,7 +53,8 @@ class Standing:
         """
         if not self._notifier.has_manager or not listening:
             return
-        self._say(standing_line(life), stopping=life.phase in _ENDING)
+        if not self._is_reloading:
+            self._say(standing_line(life), stopping=life.phase in _ENDING)
         if self._notifier.watchdog_s is not None and _due(self._alive_at_s, now_s):
             self._notifier.alive()
             self._alive_at_s = now_s + self._notifier.watchdog_s / 2

@@ -201,6 +201,13 @@ class NodeDrained(_Message, frozen=True, kw_only=True):
     """No request is left on the node."""
 
 
+class SayAgain(_Message, frozen=True, kw_only=True):
+    """Repeat every report that still holds; the supervisor may have missed some of them.
+
+    Sent to workers too, which repeat their WorkerReady.
+    """
+
+
 class ReportStatus(_Message, frozen=True, kw_only=True):
     """Answer with a DispatcherStatus carrying the same ``call_id``."""
 
@@ -275,6 +282,10 @@ class RoleRequest(_Message, frozen=True, kw_only=True):
     role: Role
 
 
+class ReloadRequest(_Message, frozen=True, kw_only=True):
+    """Replace the supervisor by the program on disk and read the configuration again."""
+
+
 class CommandReply(_Message, frozen=True, kw_only=True):
     """The outcome of a command: ``error`` is None when it is done.
 
@@ -307,6 +318,7 @@ Message = (
     | DetachGateway
     | DrainNode
     | NodeDrained
+    | SayAgain
     | ReportStatus
     | DispatcherStatus
     | StatusRequest
@@ -314,6 +326,7 @@ Message = (
     | DrainRequest
     | RestartRequest
     | RoleRequest
+    | ReloadRequest
     | CommandReply
 )
 

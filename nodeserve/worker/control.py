@@ -7,6 +7,7 @@ from nodeserve.errors import ConfigError, InvariantError, NodeserveError
 from nodeserve.wire.control import (
     ChildFailed,
     Message,
+    SayAgain,
     WorkerHeartbeat,
     WorkerHello,
     WorkerProgress,
@@ -22,6 +23,10 @@ class ControlChannel(Protocol):
         """Send without waiting for the peer; any thread."""
         ...
 
+    def poll(self) -> Message | None:
+        """Return a message that has come; any thread."""
+        ...
+
 
 class Reporter:
     """Says who speaks in each message of one worker process; any thread may use it."""
@@ -29,6 +34,7 @@ class Reporter:
     def __init__(self, channel: ControlChannel, spec: WorkerSpec) -> None:
         self._channel = channel
         self._spec = spec
+        self._ready: WorkerReady | None = None
 
     def hello(self, pid: int) -> None:
         """Say that the process runs and begins to load its engine."""
@@ -41,7 +47,14 @@ class Reporter:
 
     def ready(self, ready: WorkerReady) -> None:
         """Say that the engine takes requests."""
+        self._ready = ready
         self._channel.send(ready)
+
+    def answer(self) -> None:
+        """Do what the supervisor has asked for since the last call: to say again what it missed."""
+        while (message := self._channel.poll()) is not None:
+            if isinstance(message, SayAgain) and self._ready is not None:
+                self._channel.send(self._ready)
 
     def heartbeat(self, engine: Engine, *, next_s: float) -> None:
         """Say how far the engine got, and when we say so again."""

@@ -49,6 +49,7 @@ class Heartbeat:
             next_s = self._interval_s if working else self._interval_s * IDLE_INTERVALS
             try:
                 self._reporter.heartbeat(self._engine, next_s=next_s)
+                self._reporter.answer()
             except PeerError as error:
                 _LOG.warning("heartbeat_unsent cause=%r", str(error))
             if self._is_over.wait(next_s):

@@ -8,6 +8,7 @@ import pytest
 import zmq
 
 from nodeserve.bus.channel import BlockingControlClient, ControlChannel, ControlServer
+from nodeserve.bus.sockets import listen_at
 from nodeserve.errors import PeerError
 from nodeserve.wire.control import (
     CommandReply,
@@ -27,7 +28,7 @@ def address(tmp_path: Path) -> str:
 
 
 async def test_both_ends_talk(address: str) -> None:
-    server, child = ControlServer(address), ControlChannel(address, b"7")
+    server, child = ControlServer(listen_at(address)), ControlChannel(address, b"7")
     child.send(WorkerServing(generation=7))
     async with asyncio.timeout(WITHIN_S):
         assert await server.recv() == (b"7", WorkerServing(generation=7))
@@ -38,7 +39,7 @@ async def test_both_ends_talk(address: str) -> None:
 
 
 async def test_many_messages_arrive_in_order_while_answers_go_out(address: str) -> None:
-    server, child = ControlServer(address), ControlChannel(address, b"7")
+    server, child = ControlServer(listen_at(address)), ControlChannel(address, b"7")
 
     async def answer_all() -> None:
         for call_id in range(500):
@@ -56,7 +57,7 @@ async def test_many_messages_arrive_in_order_while_answers_go_out(address: str) 
 
 
 async def test_garbage_to_the_server_is_counted_and_the_next_message_is_fine(address: str) -> None:
-    server, child = ControlServer(address), ControlChannel(address, b"7")
+    server, child = ControlServer(listen_at(address)), ControlChannel(address, b"7")
     for frame in GARBAGE:
         child._socket.send([frame])
     child._socket.send([b"two", b"frames"])
@@ -69,7 +70,7 @@ async def test_garbage_to_the_server_is_counted_and_the_next_message_is_fine(add
 
 
 async def test_garbage_to_a_child_is_counted_and_the_next_message_is_fine(address: str) -> None:
-    server, child = ControlServer(address), ControlChannel(address, b"7")
+    server, child = ControlServer(listen_at(address)), ControlChannel(address, b"7")
     child.send(StatusRequest())
     async with asyncio.timeout(WITHIN_S):
         identity, _ = await server.recv()
@@ -83,7 +84,7 @@ async def test_garbage_to_a_child_is_counted_and_the_next_message_is_fine(addres
 
 
 async def test_unknown_peer_is_an_error_and_the_server_goes_on(address: str) -> None:
-    server, child = ControlServer(address), ControlChannel(address, b"7")
+    server, child = ControlServer(listen_at(address)), ControlChannel(address, b"7")
     with pytest.raises(PeerError, match="b'99'"):
         server.send(b"99", CommandReply())
     assert server.num_undelivered == 1
@@ -95,14 +96,14 @@ async def test_unknown_peer_is_an_error_and_the_server_goes_on(address: str) -> 
 
 
 async def test_second_server_on_a_live_address_is_refused(address: str) -> None:
-    server = ControlServer(address)
+    server = ControlServer(listen_at(address))
     with pytest.raises(PeerError, match="is live"):
-        ControlServer(address)
+        ControlServer(listen_at(address))
     server.close()
 
 
 async def test_peer_that_never_reads_is_an_error_not_a_growing_queue(address: str) -> None:
-    server, child = ControlServer(address), ControlChannel(address, b"7")
+    server, child = ControlServer(listen_at(address)), ControlChannel(address, b"7")
     child.send(StatusRequest())
     async with asyncio.timeout(WITHIN_S):
         await server.recv()
@@ -127,7 +128,7 @@ def test_blocking_client_gives_up_at_its_deadline_when_nobody_listens(address: s
 
 
 async def test_blocking_client_request_is_answered(address: str) -> None:
-    server, client = ControlServer(address), BlockingControlClient(address, b"c1")
+    server, client = ControlServer(listen_at(address)), BlockingControlClient(address, b"c1")
     async with asyncio.timeout(WITHIN_S):
         call = asyncio.create_task(asyncio.to_thread(client.request, StatusRequest(), WITHIN_S))
         identity, message = await server.recv()
@@ -141,7 +142,7 @@ async def test_blocking_client_request_is_answered(address: str) -> None:
 
 
 async def test_threads_send_while_another_waits(address: str) -> None:
-    server, client = ControlServer(address), BlockingControlClient(address, b"7")
+    server, client = ControlServer(listen_at(address)), BlockingControlClient(address, b"7")
 
     def beat() -> None:
         for steps in range(200):
@@ -163,11 +164,48 @@ async def test_threads_send_while_another_waits(address: str) -> None:
 
 
 async def test_last_words_before_closing_arrive(address: str) -> None:
-    server, client = ControlServer(address), BlockingControlClient(address, b"7")
+    server, client = ControlServer(listen_at(address)), BlockingControlClient(address, b"7")
     client.send(WorkerServing(generation=7))
     client.close()
     async with asyncio.timeout(WITHIN_S):
         assert await server.recv() == (b"7", WorkerServing(generation=7))
     with pytest.raises(PeerError, match="closed"):
         client.send(WorkerServing(generation=7))
+    server.close()
+
+
+async def test_peers_of_a_server_that_hung_up_connect_again_to_the_same_socket(
+    address: str,
+) -> None:
+    server, child = ControlServer(listen_at(address)), ControlChannel(address, b"7")
+    child.send(StatusRequest())
+    async with asyncio.timeout(WITHIN_S):
+        await server.recv()
+        waiting = asyncio.create_task(server.recv())
+        await asyncio.sleep(0)
+        server.send(b"7", ReportStatus(call_id=1))
+        server.hang_up()
+        server.pick_up()
+        assert await child.recv() == ReportStatus(call_id=1)  # sent last, not lost
+        child.send(WorkerServing(generation=7))
+        assert await waiting == (b"7", WorkerServing(generation=7))
+        server.send(b"7", ReportStatus(call_id=2))
+        assert await child.recv() == ReportStatus(call_id=2)
+    child.close()
+    server.close()
+
+
+async def test_a_message_that_has_come_is_polled_and_garbage_is_not(address: str) -> None:
+    server, client = ControlServer(listen_at(address)), BlockingControlClient(address, b"7")
+    assert client.poll() is None
+    client.send(StatusRequest())
+    async with asyncio.timeout(WITHIN_S):
+        await server.recv()
+        server._socket.send([b"7", b"\xc1"])
+        server.send(b"7", ReportStatus(call_id=3))
+        while (polled := client.poll()) is None:  # noqa: ASYNC110  (no event says so)
+            await asyncio.sleep(0.001)
+    assert polled == ReportStatus(call_id=3)
+    assert client.num_bad_frames == 1
+    client.close()
     server.close()

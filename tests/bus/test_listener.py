@@ -160,3 +160,29 @@ def test_an_adopted_tcp_socket_is_reachable_in_its_own_network():
         adopted = AdoptedListener(managers.dup())
         assert adopted.reachable
         adopted.close()
+
+
+def test_a_listener_is_taken_over_with_its_clients_and_its_lock(path, tmp_path):
+    first = listening(path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        kept = [os.dup(fd) for fd in first.fds]
+        first.socket.close()
+        os.close(first.lock_fd)
+        second = UnixListener.taken_over(path, socket_fd=kept[0], lock_fd=kept[1])
+        accepted, _ = second.socket.accept()
+        accepted.close()
+        with pytest.raises(ConfigError, match="already running"):
+            listening(path)
+    second.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tcp_listener_is_taken_over_with_its_clients():
+    first = TcpListener("127.0.0.1", 0)
+    with socket.create_connection(first.socket.getsockname()):
+        second = TcpListener.taken_over(os.dup(*first.fds))
+        first.close()
+        accepted, _ = second.socket.accept()
+        accepted.close()
+    second.close()

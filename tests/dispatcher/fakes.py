@@ -10,7 +10,7 @@ import msgspec
 import zmq
 
 from nodeserve.bus.channel import ControlServer
-from nodeserve.bus.sockets import Reader, bind, open_socket
+from nodeserve.bus.sockets import Reader, bind, listen_at, open_socket
 from nodeserve.clock import MonotonicClock
 from nodeserve.dispatcher.service import Dispatcher
 from nodeserve.dispatcher.sockets import Sockets
@@ -272,7 +272,7 @@ class FakeNode:
         self.directory = directory
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.spec = spec_in(directory, **{"utility_deadline_s": 0.2} | spec)
-        self.control = ControlServer(self.spec.control_address)
+        self.control = ControlServer(listen_at(self.spec.control_address))
         self.dispatcher = Dispatcher(self.spec, MonotonicClock(), Sockets(self.spec))
         self._heard: list[control.Message] = []
         self._calls = 0

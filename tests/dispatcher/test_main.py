@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from nodeserve.bus.channel import ControlServer
+from nodeserve.bus.sockets import listen_at
 from nodeserve.wire.control import (
     DispatcherHeartbeat,
     DispatcherReady,
@@ -56,7 +57,7 @@ async def anything_but_a_heartbeat(server: ControlServer) -> tuple[bytes, Messag
 
 
 async def test_process_serves_until_sigterm_and_imports_nothing_heavy(tmp_path: Path) -> None:
-    server = ControlServer(spec(tmp_path).control_address)
+    server = ControlServer(listen_at(spec(tmp_path).control_address))
     process = spawn(tmp_path)
     async with asyncio.timeout(WITHIN_S):
         identity, message = await server.recv()
@@ -70,8 +71,8 @@ async def test_process_serves_until_sigterm_and_imports_nothing_heavy(tmp_path: 
 
 
 async def test_address_in_use_ends_the_process_with_a_clear_error(tmp_path: Path) -> None:
-    server = ControlServer(spec(tmp_path).control_address)
-    other = ControlServer(spec(tmp_path).input_address)
+    server = ControlServer(listen_at(spec(tmp_path).control_address))
+    other = ControlServer(listen_at(spec(tmp_path).input_address))
     process = spawn(tmp_path)
     _, errors = process.communicate(timeout=WITHIN_S)
     assert process.returncode != 0

@@ -11,7 +11,7 @@ def ready(*roles):
     """The slots of a node of which everything is ready."""
     plans = [SlotPlan("dispatcher", ProcessKind.DISPATCHER)]
     plans += [SlotPlan(f"w-{n}", ProcessKind.WORKER, None, role) for n, role in enumerate(roles)]
-    slots = Slots(plans)
+    slots = Slots.planned(plans)
     for slot in slots.by_name.values():
         slot.life.phase = Phase.READY
     return slots

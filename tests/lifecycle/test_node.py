@@ -13,8 +13,8 @@ from nodeserve.lifecycle.messages import (
     TerminateProcess,
     TimeElapsed,
 )
-from nodeserve.lifecycle.node import NodePhase
 from nodeserve.lifecycle.shutdown import SETTLE_S
+from nodeserve.lifecycle.state import NodePhase
 from nodeserve.wire.control import (
     AttachWorker,
     DrainNode,

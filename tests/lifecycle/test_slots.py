@@ -18,7 +18,7 @@ PLANS = [
 
 
 def test_no_two_spawns_share_a_generation() -> None:
-    slots = Slots(PLANS)
+    slots = Slots.planned(PLANS)
     spawns = []
     for slot in slots.by_name.values():
         spawns += slots.apply(slot, process.StartRequested(), 0.0)
@@ -31,18 +31,18 @@ def test_no_two_spawns_share_a_generation() -> None:
 
 
 def test_generations_end_where_the_wire_ends() -> None:
-    slots = Slots(PLANS)
-    slots._last_generation = MAX_GENERATION
+    slots = Slots.planned(PLANS)
+    slots.last_generation = MAX_GENERATION
     with pytest.raises(CapacityError, match="65535"):
         slots.apply(slots.by_name["forkserver"], process.StartRequested(), 0.0)
 
 
 def test_a_slot_without_a_process_is_of_no_generation() -> None:
-    assert Slots(PLANS).of_generation(0) is None
+    assert Slots.planned(PLANS).of_generation(0) is None
 
 
 def test_a_shared_generation_is_found() -> None:
-    slots = Slots(PLANS)
+    slots = Slots.planned(PLANS)
     for slot in slots.by_name.values():
         slot.begin(Generation(7))
     with pytest.raises(InvariantError, match="7, 7"):
@@ -50,7 +50,7 @@ def test_a_shared_generation_is_found() -> None:
 
 
 def test_what_a_fork_server_must_make_waits_for_it() -> None:
-    slots = Slots(PLANS)
+    slots = Slots.planned(PLANS)
     assert not slots.can_fork(slots.by_name["dispatcher"])
     slots.by_name["forkserver"].life.phase = Phase.READY
     assert slots.can_fork(slots.by_name["dispatcher"])

@@ -1,13 +1,14 @@
 import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from nodeserve.errors import PeerError
 from nodeserve.ids import Generation
-from nodeserve.supervisor.children import Exit
+from nodeserve.supervisor.children import Children, Exit
 
 
 def test_a_kill_is_noticed_and_named(run_with_nursery):
@@ -107,3 +108,60 @@ def test_no_descriptor_is_left_of_many_children(run_with_nursery):
 def test_an_ending_is_described_as_a_shell_would(ended, code, text):
     assert ended.exit_code == code
     assert ended.describe() == text
+
+
+def test_children_are_taken_over_also_one_that_died_meanwhile(run_with_nursery):
+    async def body(nursery):
+        lives, dies = await nursery.fork("sleep", name="a"), await nursery.fork("sleep", name="b")
+        kept = nursery.children.kept
+        for child in nursery.children._children.values():  # this loop sees nothing any more
+            asyncio.get_running_loop().remove_reader(child.pidfd)
+            os.close(child.pidfd)
+        server = nursery.children._forkservers["forkserver"]
+        asyncio.get_running_loop().remove_reader(server.fd)
+        server._channel.detach()
+        os.kill(dies.pid, signal.SIGKILL)
+        nursery.children = Children(
+            nursery.runtime,
+            lambda child: None,
+            lambda child, end: nursery.endings.put_nowait((child, end)),
+        )
+        nursery.children.take_over(kept)
+        ended, how = await nursery.ending()
+        assert (ended.pid, ended.generation, how.signal) == (dies.pid, dies.generation, 9)
+        again = nursery.children.get(lives.generation)
+        assert (again.pid, again.started_s) == (lives.pid, lives.started_s)
+        more = await nursery.fork("leave", spec=b"3")
+        assert (await nursery.ending())[1] == Exit(3, None)
+        assert more.pid != lives.pid
+        nursery.children.send(lives.generation, signal.SIGKILL)
+        assert (await nursery.ending())[0] == again
+
+    run_with_nursery(body)
+
+
+def test_a_program_is_run_to_its_end_among_children(run_with_nursery):
+    async def body(nursery):
+        said = os.memfd_create("said")
+        code = await nursery.children.run_program(
+            [sys.executable, "-c", "import sys; print('no', file=sys.stderr); sys.exit(78)"],
+            environment=os.environ,
+            fds=[said],
+        )
+        assert code == 78
+        assert os.pread(said, 100, 0) == b"no\n"
+        os.close(said)
+
+    run_with_nursery(body)
+
+
+def test_a_program_that_nobody_waits_for_is_killed(run_with_nursery):
+    async def body(nursery):
+        said = os.memfd_create("said")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await nursery.children.run_program(["sleep", "60"], environment={}, fds=[said])
+        os.close(said)
+        assert nursery.children._guests == set()
+
+    run_with_nursery(body)

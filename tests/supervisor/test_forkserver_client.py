@@ -1,5 +1,6 @@
 import asyncio
 import os
+import signal
 
 import pytest
 
@@ -9,7 +10,11 @@ from nodeserve.supervisor.forkserver_client import ForkServer
 
 
 def start(tmp_path, modules):
-    return ForkServer(modules=modules, environment=os.environ, log_path=tmp_path / "log")
+    return ForkServer.start(modules=modules, environment=os.environ, log_path=tmp_path / "log")
+
+
+def exit_code(server):
+    return os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1])
 
 
 def test_a_module_that_cannot_be_imported_is_named(tmp_path):
@@ -17,7 +22,7 @@ def test_a_module_that_cannot_be_imported_is_named(tmp_path):
         server = start(tmp_path, ["json", "no_such_module_at_all"])
         with pytest.raises(PeerError, match="no_such_module_at_all"):
             await server.loaded()
-        assert server.process.wait(10) == 1
+        assert exit_code(server) == 1
         server.close()
 
     asyncio.run(body())
@@ -27,10 +32,10 @@ def test_a_dead_fork_server_is_an_error_not_a_wait(tmp_path):
     async def body():
         server = start(tmp_path, [])
         await server.loaded()
-        server.process.kill()
-        server.process.wait(10)
+        os.kill(server.pid, signal.SIGKILL)
+        exit_code(server)
         request = ForkRequest(name="x", entry="os:getpid", spec=b"")
-        with pytest.raises(PeerError, match=str(server.process.pid)):
+        with pytest.raises(PeerError, match=str(server.pid)):
             await server.fork(request, [2])
         server.close()
 
@@ -42,6 +47,6 @@ def test_closing_lets_it_end_by_itself(tmp_path):
         server = start(tmp_path, [])
         await server.loaded()
         server.close()
-        assert server.process.wait(10) == 0
+        assert exit_code(server) == 0
 
     asyncio.run(body())

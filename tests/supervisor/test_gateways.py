@@ -136,3 +136,28 @@ def test_of_a_gateway_that_can_be_asked_the_dispatchers_word_is_not_enough(tmp_p
     held.said_to_serve("gateway-api", Generation(4))
     assert heard == []
     held.close()
+
+
+def test_listeners_are_taken_over_by_name_and_new_ones_bound(tmp_path):
+    first = Gateways(config(tmp_path), lambda event: None, {})
+    kept = first.kept
+    assert [held.name for held in kept] == ["api"]
+    more = Listener(name="more", socket=str(tmp_path / "more.sock"), gateway=GatewayKind.RUST)
+    wider = msgspec.structs.replace(config(tmp_path), listeners=(*config(tmp_path).listeners, more))
+    second = Gateways(wider, lambda event: None, {}, kept)
+    assert second.http_fd(wider.listeners[0]) == kept[0].fds[0]
+    assert (tmp_path / "more.sock").exists()
+    first._sockets["api"].socket.detach()
+    second.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_socket_of_the_service_manager_is_taken_over_and_left_in_its_place(tmp_path):
+    with socket.socket(socket.AF_UNIX) as managers:
+        managers.bind(str(tmp_path / "api.sock"))
+        managers.listen()
+        first = Gateways(config(tmp_path), lambda event: None, {"api": managers.dup()})
+        second = Gateways(config(tmp_path), lambda event: None, {}, first.kept)
+        first._sockets["api"].socket.detach()
+        second.close()
+        assert (tmp_path / "api.sock").exists()

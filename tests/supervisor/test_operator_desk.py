@@ -4,11 +4,12 @@ import os
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
 from nodeserve.errors import RequestError
 from nodeserve.lifecycle.messages import NodeStarted, ProcessReady
-from nodeserve.lifecycle.node import NodeLife, NodePhase
+from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Exited, Phase, StopRequested
 from nodeserve.lifecycle.shutdown import Patience
+from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor import operator_desk
-from nodeserve.supervisor.operator_desk import OperatorDesk
+from nodeserve.supervisor.operator_desk import OperatorDesk, Outside
 from nodeserve.supervisor.plan import slot_plans
 from nodeserve.wire import control
 from nodeserve.wire.kinds import Role
@@ -35,9 +36,12 @@ class Office:
         self.life = NodeLife(slot_plans(CONFIG), Patience())
         self.applied, self.told, self.replies = [], [], asyncio.Queue()
         self.refuse = None
-        self.desk = OperatorDesk(
-            CONFIG, self.life, NoChildren(), apply=self.apply, tell=self.told.append
+        outside = Outside(
+            apply=self.apply,
+            tell=self.told.append,
+            answer=lambda identity, reply: self.replies.put_nowait(reply),
         )
+        self.desk = OperatorDesk(CONFIG, self.life, NoChildren(), outside, started_s=0.0)
         self.life.handle(NodeStarted(), now_s=0.0)
         for name in ("forkserver", "dispatcher"):
             self.life.handle(ProcessReady(self.life.slots[name].generation), now_s=0.0)
@@ -48,7 +52,7 @@ class Office:
             raise self.refuse
 
     def ask(self, message):
-        self.desk.hear(message, self.replies.put_nowait)
+        self.desk.hear(b"c1", message)
 
     async def reply(self):
         async with asyncio.timeout(5):
@@ -147,7 +151,7 @@ def test_a_drain_and_a_restart_that_overtake_each_other_are_answered():
 def test_a_restart_that_a_stopping_node_cannot_finish_is_answered():
     async def body(office):
         office.ask(control.RestartRequest(worker="decode-0"))
-        office.life.phase = NodePhase.DRAINING
+        office.life.kept.phase = NodePhase.DRAINING
         office.desk.look_again()
         assert "the node is draining" in (await office.reply()).error
 

@@ -84,3 +84,15 @@ def test_the_tail_is_without_colours(tmp_path):
     )
     assert runtime.log_tail("w") == ["(gateway) ERROR no tokenizer"]
     runtime.close(keep_logs=False)
+
+
+def test_a_directory_that_is_taken_over_keeps_what_is_in_it_and_its_lock(tmp_path):
+    first = RuntimeDirectory(tmp_path / "d")
+    first.log_path("decode-0").write_text("before\n")
+    (first.path / "control.sock").touch()
+    second = RuntimeDirectory.taken_over(first.path, first.lock_fd)
+    assert second.log_path("decode-0").read_text() == "before\n"
+    assert (second.path / "control.sock").exists()
+    with pytest.raises(ConfigError, match="already running"):
+        RuntimeDirectory(tmp_path / "d")
+    second.close(keep_logs=False)

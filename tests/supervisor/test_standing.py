@@ -59,14 +59,18 @@ def test_ready_is_said_once_and_a_status_only_when_it_changes(life):
     assert standing.wake_at_s is None
 
 
-def test_a_reload_ends_with_the_next_turn(life):
+def test_a_node_is_ready_again_when_its_reload_is_over(life):
     notifier = Heard()
     standing = Standing(notifier)
     standing.turned(life, now_s=0, listening=True)
     notifier.taken()
     standing.reloading()
     standing.turned(life, now_s=1, listening=True)
-    assert [name for name, *_ in notifier.taken()] == ["reloading", "ready"]
+    assert [name for name, *_ in notifier.taken()] == ["reloading"]
+    standing.reloaded()
+    standing.turned(life, now_s=2, listening=True)
+    standing.turned(life, now_s=3, listening=True)
+    assert [name for name, *_ in notifier.taken()] == ["ready"]
 
 
 def test_the_watchdog_is_put_off_twice_in_its_time_while_the_loop_turns(life):

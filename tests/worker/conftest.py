@@ -15,6 +15,7 @@ from nodeserve.wire.spawn import EngineSpec, KvSpec, WorkerSpec
 class FakeChannel:
     def __init__(self) -> None:
         self.messages: list[Message] = []
+        self.asked: list[Message] = []
         self.is_full = False
         self.came = threading.Condition()
 
@@ -24,6 +25,9 @@ class FakeChannel:
                 raise PeerError("control socket: no room; read it")
             self.messages.append(message)
             self.came.notify_all()
+
+    def poll(self) -> Message | None:
+        return self.asked.pop(0) if self.asked else None
 
     def wait_for(self, count: int) -> list[Message]:
         with self.came:

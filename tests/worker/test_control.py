@@ -1,7 +1,14 @@
 import pytest
 
 from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError
-from nodeserve.wire.control import ChildFailed, WorkerHeartbeat, WorkerHello, WorkerProgress
+from nodeserve.wire.control import (
+    ChildFailed,
+    SayAgain,
+    StatusRequest,
+    WorkerHeartbeat,
+    WorkerHello,
+    WorkerProgress,
+)
 from nodeserve.worker.control import Reporter, cause_of
 
 
@@ -51,3 +58,13 @@ def test_only_a_setting_that_can_never_work_is_not_retried(reporter, channel, er
 )
 def test_cause_is_one_line(error, cause):
     assert cause_of(error) == cause
+
+
+def test_a_worker_that_is_asked_again_says_again_that_it_is_ready(reporter, channel, ready):
+    channel.asked = [SayAgain()]
+    reporter.answer()
+    assert channel.messages == []  # it is not ready yet
+    reporter.ready(ready)
+    channel.asked = [SayAgain(), StatusRequest()]
+    reporter.answer()
+    assert channel.messages == [ready, ready]

@@ -1,6 +1,6 @@
 import threading
 
-from nodeserve.wire.control import WorkerHeartbeat
+from nodeserve.wire.control import SayAgain, WorkerHeartbeat
 from nodeserve.worker.control import Reporter
 from nodeserve.worker.heartbeat import IDLE_INTERVALS, Heartbeat
 
@@ -38,3 +38,11 @@ def test_full_channel_does_not_end_the_heartbeats(channel, spec, engine, caplog)
         with channel.came:
             channel.is_full = False
         channel.wait_for(1)
+
+
+def test_what_the_supervisor_has_missed_is_said_again(channel, spec, engine, ready):
+    reporter = Reporter(channel, spec)
+    reporter.ready(ready)
+    channel.asked = [SayAgain()]
+    with Heartbeat(reporter, engine, interval_s=60):
+        assert channel.wait_for(3)[2] == ready

@@ -1,0 +1,74 @@
+"""All that a supervisor has and knows, as it goes from one program to the next."""
+
+from dataclasses import dataclass
+
+from nodeserve.bus.channel import ControlServer
+from nodeserve.config.node import NodeConfig
+from nodeserve.lifecycle.node import NodeLife
+from nodeserve.supervisor.children import Children
+from nodeserve.supervisor.gateways import Gateways
+from nodeserve.supervisor.handover import Handover, taken_over
+from nodeserve.supervisor.operator_desk import OperatorDesk
+from nodeserve.supervisor.outbox import Outbox
+from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.wire.control import ChildFailed
+from nodeserve.wire.kinds import ProcessKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estate:
+    """The parts of one supervisor that keep a state.
+
+    Attributes:
+        causes: What children have said of their end that is still to come, by generation.
+        started_s: When the node was started.
+        num_reloads: How many programs supervised the node before this one.
+    """
+
+    config: NodeConfig
+    runtime: RuntimeDirectory
+    life: NodeLife
+    server: ControlServer
+    outbox: Outbox
+    children: Children
+    gateways: Gateways
+    desk: OperatorDesk
+    causes: dict[int, ChildFailed]
+    started_s: float
+    num_reloads: int
+
+    def state(self, config: NodeConfig, asked_by: bytes | None) -> Handover:
+        """Return what the next program needs; it is to run the node with ``config``."""
+        return Handover(
+            config=config,
+            node=self.life.kept,
+            children=self.children.kept,
+            listeners=self.gateways.kept,
+            control_fd=self.server.listening.fileno(),
+            lock_fd=self.runtime.lock_fd,
+            started_s=self.started_s,
+            causes=list(self.causes.values()),
+            promises=self.desk.promises,
+            asked_by=asked_by,
+            num_reloads=self.num_reloads + 1,
+        )
+
+    def take_up(self, kept: Handover) -> None:
+        """Go on with what the program before this one left."""
+        taken_over(kept)
+        self.children.take_over(kept.children)
+        self.causes.update((failed.generation, failed) for failed in kept.causes)
+        self.desk.promises.extend(kept.promises)
+        for slot in self.life.slots.values():
+            if slot.kind is ProcessKind.GATEWAY and slot.attached:
+                self.gateways.begin_probing(slot.name, slot.generation)
+
+    def is_settled(self) -> bool:
+        """Whether nothing is on its way that the next program would not hear of."""
+        running = [slot for slot in self.life.slots.values() if slot.running]
+        return (
+            not self.server.is_readable
+            and not self.desk.is_answering
+            and self.outbox.is_empty
+            and all(self.children.get(slot.generation) is not None for slot in running)
+        )
