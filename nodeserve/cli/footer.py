@@ -12,8 +12,8 @@ from nodeserve.wire.status import RequestTrace
 
 _TRIES: Final = 5
 _BETWEEN_S: Final = 0.1
-_LEAST_FOR_RATE: Final = 8
-"""Tokens that an answer must have before its speed says more than how long one step took."""
+_LEAST_FOR_RATE: Final = 16
+"""Tokens that an answer must have for a speed: the few of a shorter one may arrive together."""
 
 
 def find_trace(

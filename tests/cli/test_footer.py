@@ -12,14 +12,14 @@ TRACE = RequestTrace(
     listener="api",
     prompt_tokens=100,
     cached_tokens=64,
-    output_tokens=11,
+    output_tokens=21,
     finish="stop",
     prefill_worker="prefill-0",
     decode_worker="decode-1",
     handoff_bytes=2 << 20,
     handoff_ms=1.25,
     ttft_ms=40.0,
-    total_ms=240.0,
+    total_ms=440.0,
 )
 
 
@@ -54,7 +54,7 @@ def test_a_few_tokens_have_no_speed():
     def rate(tokens):
         return "tokens/s" in describe(msgspec.structs.replace(TRACE, output_tokens=tokens))
 
-    assert [rate(tokens) for tokens in (1, 3, 7, 8)] == [False, False, False, True]
+    assert [rate(tokens) for tokens in (1, 3, 15, 16)] == [False, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_few_tokens_have_no_speed():
     [
         (None, "50.0 tokens/s"),
         ("stop", "50.0 tokens/s"),
-        ("length", "ended by length after 11 tokens"),
+        ("length", "ended by length after 21 tokens"),
     ],
 )
 def test_an_end_that_is_not_the_models_own_is_shown(finish, tail):
