@@ -14,6 +14,8 @@ MAX_PATH_BYTES: Final = 107
 LONGEST_INTERNAL_NAME: Final = "kv-events-65535.sock"
 """No internal socket has a longer name."""
 
+STORE_SUFFIX: Final = ".store"
+
 SOCKET_NAME: Final = "api.sock"
 
 SERVICE_SOCKET: Final = Path("/run/nodeserve/api.sock")
@@ -56,6 +58,11 @@ def internals_of(socket: Path) -> Path:
 def control_socket(runtime_dir: Path) -> Path:
     """Return where the supervisor takes commands."""
     return runtime_dir / "control.sock"
+
+
+def engine_store(runtime_dir: Path, generation: int) -> Path:
+    """Return the file in which the ranks of a worker's engine meet."""
+    return runtime_dir / f"engine-{generation}{STORE_SUFFIX}"
 
 
 def path_problem(path: Path) -> str | None:

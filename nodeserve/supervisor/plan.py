@@ -11,7 +11,7 @@ from nodeserve.ids import Generation
 from nodeserve.lifecycle.slot import SlotPlan
 from nodeserve.supervisor.exec_child import FIRST_FD
 from nodeserve.supervisor.notify import PRIVATE_VARIABLES
-from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.supervisor.runtime import RuntimeDirectory, kv_events_name
 from nodeserve.supervisor.token_cost import token_cost
 from nodeserve.wire.kinds import ProcessKind
 from nodeserve.wire.spawn import DispatcherSpec, EngineSpec, WorkerSpec
@@ -108,7 +108,7 @@ def worker_spec(
         control_address=runtime.address("control"),
         input_address=runtime.address("engine-in"),
         output_address=runtime.address("engine-out"),
-        kv_events_address=runtime.address(f"kv-{generation}"),
+        kv_events_address=runtime.address(kv_events_name(generation)),
         engine=engine_spec(config, worker),
         kv=config.kv,
         cpus=worker.cpus,

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Final, Self
 
 from nodeserve.bus.endpoints import check_private, ipc_address
+from nodeserve.config.paths import STORE_SUFFIX, engine_store
 from nodeserve.errors import ConfigError
+from nodeserve.ids import Generation
 
 _PRIVATE_MODE: Final = 0o700
 
@@ -16,6 +18,11 @@ _MAX_TAIL_BYTES: Final = 64 << 10
 
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 """vllm-rs writes them into its log too."""
+
+
+def kv_events_name(generation: Generation) -> str:
+    """Return the name of the socket at which a worker tells of its prefix cache."""
+    return f"kv-{generation}"
 
 
 class RuntimeDirectory:
@@ -40,7 +47,7 @@ class RuntimeDirectory:
         except OSError as error:
             text = f"runtime directory {path} cannot be used ({error}); choose another --socket"
             raise ConfigError(text) from error
-        self._remove_sockets()
+        self._remove_leftovers()
         self.log_dir.mkdir(mode=_PRIVATE_MODE, exist_ok=True)
         for old in self.log_dir.glob("*.log"):
             old.unlink(missing_ok=True)
@@ -80,9 +87,14 @@ class RuntimeDirectory:
         plain = _COLOURS.sub("", text)
         return [line.rstrip() for line in plain.splitlines() if line.strip()][-num_lines:]
 
+    def forget(self, generation: Generation) -> None:
+        """Remove what an incarnation that is gone may have left: a killed one cleans up nothing."""
+        engine_store(self.path, generation).unlink(missing_ok=True)
+        (self.path / f"{kv_events_name(generation)}.sock").unlink(missing_ok=True)
+
     def close(self, *, keep_logs: bool) -> None:
         """Remove what the daemon made; after a failure the logs stay for whoever looks."""
-        self._remove_sockets()
+        self._remove_leftovers()
         if keep_logs:
             (self.path / "lock").unlink(missing_ok=True)
         else:
@@ -103,6 +115,6 @@ class RuntimeDirectory:
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return fd
 
-    def _remove_sockets(self) -> None:
-        for leftover in self.path.glob("*.sock"):
+    def _remove_leftovers(self) -> None:
+        for leftover in (*self.path.glob("*.sock"), *self.path.glob(f"*{STORE_SUFFIX}")):
             leftover.unlink(missing_ok=True)

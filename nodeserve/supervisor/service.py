@@ -260,6 +260,7 @@ class Supervisor:
         else:
             _log.warning("process_exited name=%s pid=%d: %s", child.name, child.pid, why.cause)
         self._gateways.forget(child.generation)
+        self._runtime.forget(child.generation)
         event = ProcessExited(child.generation, why.cause, why.retryable, why.exit_code)
         self._events.put_nowait(event)
 

@@ -4,8 +4,10 @@ import sys
 
 import pytest
 
+from nodeserve.config.paths import engine_store
 from nodeserve.errors import ConfigError
-from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.ids import Generation
+from nodeserve.supervisor.runtime import RuntimeDirectory, kv_events_name
 
 
 def test_the_directory_is_made_for_us_alone(tmp_path):
@@ -47,6 +49,19 @@ def test_after_a_failure_the_logs_stay_and_the_sockets_go(tmp_path):
     (runtime.path / "x.sock").touch()
     runtime.close(keep_logs=True)
     assert [path.name for path in runtime.path.rglob("*") if path.is_file()] == ["decode-0.log"]
+
+
+def test_what_a_killed_engine_leaves_goes_with_its_incarnation(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    stores = [engine_store(runtime.path, generation) for generation in (3, 4, 5)]
+    events = runtime.path / f"{kv_events_name(Generation(3))}.sock"
+    for path in (*stores, events):
+        path.touch()
+    runtime.forget(Generation(3))
+    assert [path.exists() for path in (*stores, events)] == [False, True, True, False]
+    (runtime.log_dir / "x.log").touch()
+    runtime.close(keep_logs=True)
+    assert not any(store.exists() for store in stores)
 
 
 def test_a_tail_holds_nothing_of_earlier_incarnations(tmp_path):

@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -10,12 +11,12 @@ from vllm.config import VllmConfig
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, EngineCoreRequest
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.utils import EngineZmqAddresses
-from vllm.v1.executor import Executor
 from vllm.v1.request import Request
 
 from nodeserve.engine.vllm import resume, resume_runner
 from nodeserve.engine.vllm.connector import NodeserveConnector
 from nodeserve.engine.vllm.connector_scheduler import SchedulerSide
+from nodeserve.engine.vllm.executor import executor_class
 from nodeserve.engine.vllm.grammar_threads import background_executor
 from nodeserve.errors import InvariantError, PeerError
 from nodeserve.wire.control import WireFields
@@ -41,7 +42,9 @@ class NodeEngineCore(EngineCoreProc):
     directory that only the node's user can enter.
     """
 
-    def __init__(self, config: VllmConfig, *, generation: int, inputs: str, outputs: str) -> None:
+    def __init__(
+        self, config: VllmConfig, *, generation: int, inputs: str, outputs: str, store: Path
+    ) -> None:
         """Load the model, allocate the KV cache, and connect to the dispatcher.
 
         Args:
@@ -49,6 +52,7 @@ class NodeEngineCore(EngineCoreProc):
             generation: This incarnation's number, its identity on the wire.
             inputs: Address of the dispatcher's ROUTER.
             outputs: Address of the dispatcher's PULL.
+            store: A file for the process group; whoever ends us removes it.
         """
         self.steps = 0
         self._node_addresses = EngineZmqAddresses(inputs=[inputs], outputs=[outputs])
@@ -56,7 +60,7 @@ class NodeEngineCore(EngineCoreProc):
             config,
             local_client=True,
             handshake_address="",
-            executor_class=Executor.get_class(config),
+            executor_class=executor_class(config, store),
             log_stats=True,
             engine_index=generation,
         )
