@@ -92,7 +92,9 @@ def check_private(directory: Path) -> None:
     try:
         status = directory.stat()
     except OSError as error:
-        message = f"socket directory {directory} cannot be used ({error}); create it, mode 0700"
+        message = (
+            f"socket directory {directory} cannot be used: {error.strerror}; create it, mode 0700"
+        )
         raise ConfigError(message) from error
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077 or status.st_uid != os.geteuid():

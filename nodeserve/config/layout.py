@@ -1,7 +1,7 @@
 """Decide which workers run, and on which GPUs or CPUs."""
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -23,6 +23,15 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     aggregated: int | None = None
     tp_prefill: int | None = None
     tp_decode: int | None = None
+
+    LEAST: ClassVar[Mapping[str, int]] = {
+        "prefill": 0,
+        "decode": 0,
+        "aggregated": 0,
+        "tp_prefill": 1,
+        "tp_decode": 1,
+    }
+    """The smallest number that each can be."""
 
     @property
     def says_anything(self) -> bool:

@@ -14,7 +14,7 @@ from nodeserve.config import paths
 from nodeserve.config.features import refuse_args
 from nodeserve.config.keys import is_credential, key_file, read_api_keys
 from nodeserve.config.node import ArgValue, GatewayKind, Listener
-from nodeserve.config.problems import Problems
+from nodeserve.config.problems import COMMAND_LINE, Problems
 from nodeserve.config.schema import ListenerTable
 from nodeserve.config.vllm_args import check_args, known_args
 from nodeserve.errors import ConfigError
@@ -32,7 +32,8 @@ class ListenerDefaults(msgspec.Struct, frozen=True, kw_only=True):
 
     ``forced_gateway`` comes from the command line and wins over the tables. ``args`` are
     front-end arguments from the command line, for every listener; they win too. ``environ`` says
-    where credentials are.
+    where credentials are. ``first_socket_bytes`` is how long the path of the first Unix socket
+    may be.
     """
 
     socket: str
@@ -40,16 +41,24 @@ class ListenerDefaults(msgspec.Struct, frozen=True, kw_only=True):
     forced_gateway: GatewayKind | None = None
     args: Mapping[str, ArgValue] = {}
     environ: Mapping[str, str] = {}
+    first_socket_bytes: int = paths.MAX_PATH_BYTES
 
 
 def resolve_listeners(
     tables: Sequence[tuple[str, ListenerTable]], defaults: ListenerDefaults, problems: Problems
 ) -> tuple[Listener, ...]:
     """Return the listeners of ``tables``, each with the key that messages call it by."""
-    listeners = []
+    listeners: list[Listener] = []
     for index, (key, table) in enumerate(tables):
         fallback = f"listener-{index}" if index else "api"
-        listeners.append(_resolve(table, key, fallback, defaults, problems))
+        at = problems.of(COMMAND_LINE) if key.startswith("--") else problems
+        listeners.append(_resolve(table, key, fallback, defaults, at))
+    own = ((key, found.socket) for (key, _), found in zip(tables, listeners, strict=True))
+    for first, (key, socket) in enumerate((k, s) for k, s in own if s is not None):
+        longest = paths.MAX_PATH_BYTES if first else defaults.first_socket_bytes
+        if problem := paths.path_problem(Path(socket), longest):
+            at = problems.of(COMMAND_LINE) if key.startswith("--") else problems
+            at.add(_key_of(key, "socket"), problem)
     for attribute in ("name", "address"):
         seen: dict[str, str] = {}
         for (key, _), listener in zip(tables, listeners, strict=True):
@@ -83,27 +92,31 @@ def _resolve(
         mode=_mode(table.mode, f"{key}.mode", problems),
         group=_group(table.group, f"{key}.group", problems),
         api_key_file=_key_file(
-            table.api_key_file, f"{key}.api_key_file", defaults.environ, problems
+            table.api_key_file, _key_of(key, "api_key_file"), defaults.environ, problems
         ),
         args={**table.args, **defaults.args},
         tenant=_tenant(table, key, problems),
     )
     if table.listen is None:
-        socket = _absolute(table.socket or defaults.socket)
-        problem = paths.path_problem(Path(socket))
-        if problem:
-            problems.add(key if key.startswith("--") else f"{key}.socket", problem)
-        return msgspec.structs.replace(listener, socket=socket)
+        return msgspec.structs.replace(listener, socket=_absolute(table.socket or defaults.socket))
     if table.socket is not None:
         problems.add(key, "sets both `socket` and `listen`: give each its own [[listener]]")
-    host, port = _host_and_port(table.listen, f"{key}.listen", problems)
+    host, port = _host_and_port(table.listen, _key_of(key, "listen"), problems)
     if not _is_loopback(host) and table.api_key_file is None:
+        setting = "--api-key-file" if key.startswith("--") else "api_key_file"
         problems.add(
-            f"{key}.listen",
-            f"is {table.listen}, which other machines can reach: set `api_key_file`, "
+            _key_of(key, "listen"),
+            f"is {table.listen}, which other machines can reach: set `{setting}`, "
             "or listen on 127.0.0.1",
         )
     return msgspec.structs.replace(listener, host=host, port=port)
+
+
+def _key_of(key: str, setting: str) -> str:
+    """Return what messages call a listener's setting: its flag, where it came from one."""
+    if key == "--listen" and setting == "api_key_file":
+        return "--api-key-file"
+    return key if key.startswith("--") else f"{key}.{setting}"
 
 
 def _tenant(table: ListenerTable, key: str, problems: Problems) -> TenantSpec:
@@ -186,7 +199,10 @@ def _host_and_port(text: str, key: str, problems: Problems) -> tuple[str, int]:
     elif ":" in host:
         colon = ""
     number = int(port) if port.isascii() and port.isdigit() else 0
-    if not colon or not host or not 1 <= number <= _MAX_PORT:
+    if colon and host and number > _MAX_PORT:
+        problems.add(key, f"is {text!r}: ports are 1 to {_MAX_PORT}, {number} is none")
+        return "127.0.0.1", 1
+    if not colon or not host or number < 1:
         problems.add(key, f"is {text!r}: write HOST:PORT, such as 127.0.0.1:8000 or [::1]:8000")
         return "127.0.0.1", 1
     return host, number

@@ -3,7 +3,7 @@
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,15 +24,13 @@ from nodeserve.config.node import (
     RouterSettings,
     Worker,
 )
-from nodeserve.config.problems import Problems, nearest
+from nodeserve.config.problems import COMMAND_LINE, Problems, nearest
 from nodeserve.config.read import read_struct
 from nodeserve.config.schema import FileConfig, ListenerTable
 from nodeserve.config.vllm_args import check_args, parse_command_line, split_parts
 from nodeserve.errors import ConfigError
 from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import KvSpec
-
-COMMAND_LINE: Final = "command line"
 
 _SYSTEM: Final = re.compile(r"^(?P<count>[1-9]\d{0,2})x(?P<gpu>[a-z0-9][a-z0-9.-]*)$")
 
@@ -99,6 +97,7 @@ def load_config(flags: Flags, around: Surroundings) -> NodeConfig:
     listeners = _listeners(flags, file, front_end_extra, around, problems)
     runtime_dir = _runtime_dir(file, listeners, around, problems)
     _check_numbers(file, problems)
+    _check_names(flags, file, problems)
     problems.raise_if_any()
     if model is None:
         raise ConfigError("command line: MODEL is missing; name a model directory")
@@ -127,9 +126,11 @@ def _read_file(given: str | None, problems: Problems) -> FileConfig:
     try:
         data = tomllib.loads(Path(given).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{given}: cannot be read: {error.strerror}") from error
+        text = f"{given}: cannot be read: {error.strerror}; give --config a TOML file"
+        raise ConfigError(text) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{given}: is not UTF-8: {error}") from error
+        text = f"{given}: is not UTF-8 at byte {error.start}; save it as UTF-8"
+        raise ConfigError(text) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{given}: is not TOML: {error}") from error
     return read_struct(FileConfig, data, "", problems) or FileConfig()
@@ -167,7 +168,12 @@ def _simulation(
     if flags.speedup is not None and system is None:
         problems.of(COMMAND_LINE).add("--speedup", "is given without --simulate")
     if math.isnan(speedup) or speedup <= 0:
-        problems.add("simulate.speedup", f"is {speedup}: use a number above 0, or inf")
+        flag = flags.speedup is not None
+        where = problems.of(COMMAND_LINE) if flag else problems
+        where.add(
+            "--speedup" if flag else "simulate.speedup",
+            f"is {speedup:g}: use a number above 0, or inf",
+        )
     if system is None:
         return None, 1.0
     found = _SYSTEM.match(system)
@@ -214,7 +220,8 @@ def _workers(
     for index, table in enumerate(file.workers):
         check_args(table.args, f"workers[{index}].args", problems)
         refuse_args(table.args, f"workers[{index}].args", problems)
-    _check_wish(flags.wish, problems.of(COMMAND_LINE))
+    if not _is_possible(flags.wish, problems.of(COMMAND_LINE)):
+        return ()  # what would be placed is not what was meant
     at = problems
     tables = file.workers
     if flags.wish.says_anything and tables:
@@ -240,7 +247,20 @@ def _workers(
         simulated = any(uuid.startswith(_SIMULATED) for uuid in worker.gpu_uuids)
         uuids = () if simulated else worker.gpu_uuids
         workers.append(msgspec.structs.replace(worker, args=args, gpu_uuids=uuids))
+    _compare_sizes(workers, problems)
     return tuple(workers)
+
+
+def _compare_sizes(workers: Sequence[Worker], problems: Problems) -> None:
+    """Warn where a decode worker cannot fetch what a prefill worker has computed."""
+    prefill = {worker.tp for worker in workers if worker.role is Role.PREFILL}
+    decode = {worker.tp for worker in workers if worker.role is Role.DECODE}
+    if prefill and decode and prefill != decode:
+        sizes = [", ".join(map(str, sorted(each))) for each in (prefill, decode)]
+        problems.warn(
+            f"prefill workers have tp = {sizes[0]}, decode workers tp = {sizes[1]}: KV is handed "
+            "over between equal sizes only, so decode workers compute prompts again; use one size"
+        )
 
 
 def _role_defaults(role: Role) -> dict[str, ArgValue]:
@@ -248,15 +268,13 @@ def _role_defaults(role: Role) -> dict[str, ArgValue]:
     return {"max_num_batched_tokens": _PREFILL_BATCH_TOKENS} if role is Role.PREFILL else {}
 
 
-def _check_wish(wish: Wish, problems: Problems) -> None:
-    for name in ("prefill", "decode", "aggregated"):
+def _is_possible(wish: Wish, problems: Problems) -> bool:
+    before = len(problems.errors)
+    for name, least in Wish.LEAST.items():
         value = getattr(wish, name)
-        if value is not None and value < 0:
-            problems.add(f"--{name}", f"is {value}: use 0 or more")
-    for name in ("tp_prefill", "tp_decode"):
-        value = getattr(wish, name)
-        if value is not None and value < 1:
-            problems.add(f"--{name.replace('_', '-')}", f"is {value}: use 1 or more")
+        if value is not None and value < least:
+            problems.add(f"--{name.replace('_', '-')}", f"is {value}: use {least} or more")
+    return len(problems.errors) == before
 
 
 def _listeners(
@@ -274,6 +292,9 @@ def _listeners(
         forced_gateway=flags.gateway,
         args=extra,
         environ=around.environ,
+        first_socket_bytes=(
+            paths.MAX_OWN_SOCKET_BYTES if file.runtime_dir is None else paths.MAX_PATH_BYTES
+        ),
     )
     tables = [(f"listener[{index}]", table) for index, table in enumerate(file.listener)]
     if flags.socket is not None:
@@ -312,10 +333,9 @@ def _runtime_dir(
         path = paths.internals_of(Path(sockets[0]))
     else:
         path = paths.internals_of(paths.default_socket(around.environ, around.uid).absolute())
-    problem = paths.runtime_dir_problem(path)
-    # A directory that follows from a socket's path has that path's problem.
+    # A directory that follows from a socket's path has been measured with it.
     has_own_path = file.runtime_dir is not None or not sockets
-    if problem and (has_own_path or paths.path_problem(Path(sockets[0])) is None):
+    if has_own_path and (problem := paths.runtime_dir_problem(path)):
         problems.add("runtime_dir", problem)
     return str(path)
 
@@ -333,9 +353,13 @@ def _check_numbers(file: FileConfig, problems: Problems) -> None:
     ):
         if not math.isfinite(value) or value < least:
             problems.add(key, f"is {value}: use {least:g} or more")
-    if file.served_model_name is not None and not all(
-        [file.served_model_name]
-        if isinstance(file.served_model_name, str)
-        else [file.served_model_name, *file.served_model_name]
+
+
+def _check_names(flags: Flags, file: FileConfig, problems: Problems) -> None:
+    in_file = file.served_model_name
+    if in_file is not None and not all(
+        [in_file] if isinstance(in_file, str) else [*in_file, in_file]
     ):
         problems.add("served_model_name", "is empty: drop it, or give a name")
+    if not all(flags.served_model_name):
+        problems.of(COMMAND_LINE).add("--served-model-name", "is empty: drop it, or give a name")

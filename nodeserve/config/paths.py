@@ -16,6 +16,13 @@ LONGEST_INTERNAL_NAME: Final = "kv-events-65535.sock"
 
 STORE_SUFFIX: Final = ".store"
 
+INTERNALS_SUFFIX: Final = ".d"
+
+MAX_OWN_SOCKET_BYTES: Final = (
+    MAX_PATH_BYTES - len(INTERNALS_SUFFIX) - 1 - len(LONGEST_INTERNAL_NAME)
+)
+"""For a node's own socket, beside which its internal sockets lie, unless they are told where."""
+
 SOCKET_NAME: Final = "api.sock"
 
 SERVICE_SOCKET: Final = Path("/run/nodeserve/api.sock")
@@ -52,7 +59,7 @@ def find_socket(environ: Mapping[str, str], uid: int, *, service: Path = SERVICE
 
 def internals_of(socket: Path) -> Path:
     """Return the directory of the internal sockets and logs of the node at ``socket``."""
-    return socket.with_name(socket.name + ".d")
+    return socket.with_name(socket.name + INTERNALS_SUFFIX)
 
 
 def control_socket(runtime_dir: Path) -> Path:
@@ -65,15 +72,18 @@ def engine_store(runtime_dir: Path, generation: int) -> Path:
     return runtime_dir / f"engine-{generation}{STORE_SUFFIX}"
 
 
-def path_problem(path: Path) -> str | None:
-    """Return why a Unix socket cannot have this path, reading on from its key; None if it can."""
+def path_problem(path: Path, max_bytes: int = MAX_PATH_BYTES) -> str | None:
+    """Return why a Unix socket cannot have this path, reading on from its key; None if it can.
+
+    ``max_bytes`` is ``MAX_OWN_SOCKET_BYTES`` where the internal sockets lie beside it.
+    """
     num_bytes = len(os.fsencode(path))
-    if num_bytes <= MAX_PATH_BYTES:
+    if num_bytes <= max_bytes:
         return None
-    return (
-        f"is {path}, {num_bytes} bytes long; the kernel takes socket paths of at most "
-        f"{MAX_PATH_BYTES}: choose a shorter one"
-    )
+    why = f"the kernel takes socket paths of at most {MAX_PATH_BYTES}"
+    if max_bytes < MAX_PATH_BYTES:
+        why += f", and the internal ones below PATH{INTERNALS_SUFFIX} leave {max_bytes}"
+    return f"is {path}, {num_bytes} bytes long; {why}: choose a shorter one"
 
 
 def runtime_dir_problem(path: Path) -> str | None:

@@ -2,8 +2,12 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
 
 from nodeserve.errors import ConfigError
+
+COMMAND_LINE: Final = "command line"
+"""The source of settings that are flags."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

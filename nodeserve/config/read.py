@@ -127,7 +127,8 @@ def _reworded(what: str, hint: object) -> str:
     if not found:
         return what
     wanted = [_TOML_TYPES.get(name, name) for name in found[1].split(" | ") if name != "null"]
-    return f"expected {' or '.join(wanted)}, got {_TOML_TYPES.get(found[2], found[2])}"
+    hint = ": put it in quotes" if found[1] == "str" and found[2] in ("int", "float") else ""
+    return f"expected {' or '.join(wanted)}, got {_TOML_TYPES.get(found[2], found[2])}{hint}"
 
 
 def _is_enum(hint: object) -> TypeGuard[type[enum.Enum]]:

@@ -45,7 +45,8 @@ class RuntimeDirectory:
             path.mkdir(mode=_PRIVATE_MODE, parents=True, exist_ok=True)
             self.lock_fd = self._lock()
         except OSError as error:
-            text = f"runtime directory {path} cannot be used ({error}); choose another --socket"
+            why = f"cannot be used: {error.strerror}; choose another --socket"
+            text = f"runtime directory {path} {why}"
             raise ConfigError(text) from error
         self._remove_leftovers()
         self.log_dir.mkdir(mode=_PRIVATE_MODE, exist_ok=True)
@@ -93,9 +94,9 @@ class RuntimeDirectory:
         (self.path / f"{kv_events_name(generation)}.sock").unlink(missing_ok=True)
 
     def close(self, *, keep_logs: bool) -> None:
-        """Remove what the daemon made; after a failure the logs stay for whoever looks."""
+        """Remove what the daemon made; after a failure the logs, if any, stay for whoever looks."""
         self._remove_leftovers()
-        if keep_logs:
+        if keep_logs and any(self.log_dir.iterdir()):
             (self.path / "lock").unlink(missing_ok=True)
         else:
             shutil.rmtree(self.path, ignore_errors=True)

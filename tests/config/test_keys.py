@@ -19,6 +19,14 @@ def test_a_file_without_keys_is_refused(tmp_path):
         read_api_keys(path)
 
 
+def test_a_file_that_cannot_be_read_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="/none: cannot be read: No such file or directory; name"):
+        read_api_keys(tmp_path / "none")
+    (tmp_path / "keys").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="cannot be read: it is not UTF-8; name a text file"):
+        read_api_keys(tmp_path / "keys")
+
+
 def test_a_path_is_itself_and_a_credential_is_where_the_manager_put_it():
     environ = {"CREDENTIALS_DIRECTORY": "/run/credentials/nodeserve.service"}
     assert key_file("/etc/keys", environ) == Path("/etc/keys")

@@ -54,11 +54,16 @@ def test_loopback_addresses_need_no_keys(listen, host, port):
 
 
 @pytest.mark.parametrize(
-    "listen", ["8000", ":8000", "host:", "host:0", "host:65536", "host:-1", "::1:80", "host:8o"]
+    "listen", ["8000", ":8000", "host:", "host:0", "host:-1", "::1:80", "host:8o"]
 )
 def test_other_addresses_are_refused_with_an_example(listen):
     [error] = errors(ListenerTable(listen=listen))
     assert "write HOST:PORT, such as 127.0.0.1:8000" in error
+
+
+def test_a_port_that_cannot_be_is_named():
+    [error] = errors(ListenerTable(listen="127.0.0.1:65536"))
+    assert error.endswith("is '127.0.0.1:65536': ports are 1 to 65535, 65536 is none")
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:80", "[::]:80", "10.0.0.1:80", "gpu-box:80"])

@@ -1,5 +1,6 @@
 import pytest
 
+from nodeserve.config import paths
 from nodeserve.config.facts import Topology
 from nodeserve.config.layout import Wish
 from nodeserve.config.load import Flags, Surroundings, load_config, simulated_topology
@@ -131,8 +132,11 @@ def test_a_simulated_node_asks_nothing_of_the_machine(model):
         ({"simulate": "h100-sxm"}, "such as 8xh100-sxm"),
         ({"simulate": "0xh100-sxm"}, "such as 8xh100-sxm"),
         ({"simulate": "2xh100-sxm", "wish": Wish(decode=3)}, "need 3 GPUs, this node has 2 GPUs"),
-        ({"simulate": "2xh100-sxm", "speedup": 0.0}, "simulate.speedup is 0.0"),
-        ({"simulate": "2xh100-sxm", "speedup": float("nan")}, "simulate.speedup is nan"),
+        ({"simulate": "2xh100-sxm", "speedup": 0.0}, "command line: --speedup is 0: use"),
+        (
+            {"simulate": "2xh100-sxm", "speedup": float("nan")},
+            "command line: --speedup is nan: use",
+        ),
         ({"speedup": 2.0}, "--speedup is given without --simulate"),
         ({"api_key_file": "/k"}, "--api-key-file is given without --listen"),
         ({"wish": Wish(prefill=-1)}, "--prefill is -1"),
@@ -144,6 +148,13 @@ def test_a_simulated_node_asks_nothing_of_the_machine(model):
         ({"vllm_args": ("--speculative-config", "{}")}, "speculative decoding"),
         ({"vllm_args": ("--enable-lora",)}, "LoRA"),
         ({"socket": "/run/" + "x" * 120}, "bytes long"),
+        ({"served_model_name": ("a", "")}, "--served-model-name is empty"),
+        ({"listen": "127.0.0.1:99999"}, "command line: --listen is '127.0.0.1:99999': ports are"),
+        ({"listen": "0.0.0.0:80"}, "set `--api-key-file`, or listen on 127.0.0.1"),
+        (
+            {"listen": "127.0.0.1:80", "api_key_file": "/nowhere"},
+            "--api-key-file cannot be used: API key file /nowhere: cannot be read: No such file",
+        ),
     ],
 )
 def test_flags_that_can_never_work_are_refused(load, flags, what):
@@ -162,6 +173,8 @@ def test_flags_that_can_never_work_are_refused(load, flags, what):
         ("runtime_dir = '/run/" + "y" * 100 + "'", "internal socket paths end at 107 bytes"),
         ("[simulate]\nspeedup = 2.0", "simulate.system is missing"),
         ("workers = 3", "workers is 3: expected a list, got an integer"),
+        ("[simulate]\nsystem = '1xh100-sxm'\nspeedup = 0.0", "simulate.speedup is 0: use"),
+        ("[[listener]]\nmode = 660", "mode is 660: expected a string, got an integer: put it in"),
     ],
 )
 def test_a_file_that_can_never_work_is_refused(load, toml, what):
@@ -171,6 +184,34 @@ def test_a_file_that_can_never_work_is_refused(load, toml, what):
 def test_a_socket_path_that_is_too_long_is_one_problem_of_its_flag(load):
     [line] = refusal(load, socket="/run/" + "x" * 120).splitlines()
     assert line.startswith("command line: --socket is /run/xxx")
+
+
+def test_a_socket_path_is_told_its_true_limit_at_once(load):
+    """The internal sockets lie beside it, and have longer names."""
+    fits = "/run/" + "x" * (paths.MAX_OWN_SOCKET_BYTES - 5)
+    assert load(socket=fits).runtime_dir == f"{fits}.d"
+    for more in (1, 40):
+        [line] = refusal(load, socket=fits + "x" * more).splitlines()
+        assert line.startswith("command line: --socket is /run/xxx")
+        assert f"leave {paths.MAX_OWN_SOCKET_BYTES}: choose a shorter one" in line
+
+
+def test_a_socket_path_may_be_longer_where_the_internals_are_elsewhere(load):
+    long = "/run/" + "x" * 102
+    assert load("runtime_dir = '/run/d'", socket=long).listeners[0].socket == long
+    assert "at most 107: choose" in refusal(load, "runtime_dir = '/run/d'", socket=f"{long}x")
+
+
+@pytest.mark.parametrize("wish", [Wish(prefill=-1), Wish(tp_prefill=0, decode=1)])
+def test_a_count_that_cannot_be_is_one_problem(load, wish):
+    assert len(refusal(load, wish=wish).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("prefill", "decode", "warned"), [(1, 2, True), (2, 2, False)])
+def test_sizes_between_which_nothing_is_handed_over_are_warned_of(load, prefill, decode, warned):
+    wish = Wish(prefill=1, decode=1, tp_prefill=prefill, tp_decode=decode)
+    warnings = load(simulate="8xh100-sxm", wish=wish).warnings
+    assert any("tp = 1, decode workers tp = 2" in text for text in warnings) is warned
 
 
 def test_a_file_that_is_not_there_is_named(load):

@@ -62,7 +62,10 @@ def test_good_data_is_read():
         ({"rows": {}}, "rows is {}: expected a list, got a table"),
         ({"rows": [1]}, "rows[0] is 1: expected a table, got an integer"),
         ({"needs": {}}, "needs.name is missing"),
-        ({"needs": {"name": 1}}, "needs.name is 1: expected a string, got an integer"),
+        (
+            {"needs": {"name": 1}},
+            "needs.name is 1: expected a string, got an integer: put it in quotes",
+        ),
     ],
 )
 def test_each_problem_has_its_path(data, error):

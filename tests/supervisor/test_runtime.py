@@ -64,6 +64,11 @@ def test_what_a_killed_engine_leaves_goes_with_its_incarnation(tmp_path):
     assert not any(store.exists() for store in stores)
 
 
+def test_a_failure_before_anything_was_logged_leaves_nothing(tmp_path):
+    RuntimeDirectory(tmp_path / "d").close(keep_logs=True)
+    assert not (tmp_path / "d").exists()
+
+
 def test_a_tail_holds_nothing_of_earlier_incarnations(tmp_path):
     runtime = RuntimeDirectory(tmp_path / "d")
     log = runtime.log_path("decode-0")
