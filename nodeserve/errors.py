@@ -31,6 +31,10 @@ class PeerError(NodeserveError):
     exit_code = 69
 
 
+class DeadlineError(PeerError):
+    """Another process did not answer in time; what it was asked may still be done."""
+
+
 class InvariantError(NodeserveError):
     """nodeserve has a bug: report it. Exit code 70 (EX_SOFTWARE)."""
 

@@ -23,7 +23,7 @@ from nodeserve.bus.sockets import (
     recv_now,
     send_now,
 )
-from nodeserve.errors import PeerError
+from nodeserve.errors import DeadlineError, PeerError
 from nodeserve.wire import control
 
 _IDENTIFIED_FRAMES: Final = 2
@@ -228,7 +228,8 @@ class BlockingControlClient:
         """Return the next message.
 
         Raises:
-            PeerError: None came within ``within_s`` seconds.
+            DeadlineError: None came within ``within_s`` seconds.
+            PeerError: The socket is closed.
         """
         until_s = time.monotonic() + within_s
         while True:
@@ -240,7 +241,7 @@ class BlockingControlClient:
                         f"control socket {self._address}: no message within {within_s:g} s; "
                         "see whether the daemon runs"
                     )
-                    raise PeerError(text)
+                    raise DeadlineError(text)
                 # Wait without the lock, and not long: a send may have taken the sign.
                 select.select([self._fd], [], [], min(left_s, self._SLICE_S))
                 continue
@@ -270,7 +271,7 @@ class BlockingControlClient:
         """Send ``message`` and return what comes back first.
 
         Raises:
-            PeerError: No answer within ``within_s`` seconds. What was not delivered by then
+            DeadlineError: No answer within ``within_s`` seconds. What was not delivered by then
                 never will be.
         """
         self.send(message)

@@ -20,8 +20,15 @@ from nodeserve.cli.connection import Node, find_node, node_options
 @click.command("chat")
 @click.argument("message", required=False)
 @click.option("--system", metavar="TEXT", help="A system message before the first turn.")
-@click.option("--max-tokens", type=int, metavar="N", help="Tokens of an answer at most.")
-@click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Tokens of an answer at most."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    metavar="T",
+    help="0 always takes the likeliest token.",
+)
 @click.option(
     "--api-key-file", type=click.Path(), metavar="FILE", help="If the listener asks for a key."
 )

@@ -4,6 +4,7 @@ import enum
 import os
 import resource
 import shutil
+import socket as sockets
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from nodeserve.cli.connection import ask, find_node
 from nodeserve.cli.status import size
 from nodeserve.config import paths, release
 from nodeserve.config.facts import Topology
@@ -20,6 +22,8 @@ from nodeserve.config.model import find_model
 from nodeserve.config.problems import Problems
 from nodeserve.errors import ConfigError, NodeserveError
 from nodeserve.gateway.rust_server import find_binary
+from nodeserve.wire.control import StatusReply, StatusRequest
+from nodeserve.wire.kinds import ProcessKind
 
 _NEEDED_PYTHON: Final = (3, 11)
 _ENOUGH_FILES: Final = 65_536
@@ -189,11 +193,14 @@ def _ptrace_scope() -> str:
 
 
 def check_socket(socket: Path) -> Iterator[Check]:
-    """Yield whether a node could put its socket and its internals there."""
-    inside = paths.internals_of(socket)
-    problem = paths.path_problem(socket) or paths.runtime_dir_problem(inside)
+    """Yield whether a node could put its socket and its internals there, or is there already."""
+    elsewhere = "give another path with --socket"
+    problem = paths.path_problem(socket, paths.MAX_OWN_SOCKET_BYTES)
     if problem is not None:
-        yield _fail("socket", problem, "give another path with --socket")
+        yield _fail("socket", problem, elsewhere)
+        return
+    if socket.exists():
+        yield _taken(socket, elsewhere)
         return
     directory = socket.parent
     while not directory.exists():
@@ -201,8 +208,34 @@ def check_socket(socket: Path) -> Iterator[Check]:
     if os.access(directory, os.W_OK | os.X_OK):
         yield _ok("socket", f"{socket} can be made")
     else:
-        advice = "give another path with --socket, or run as another user"
+        advice = f"{elsewhere}, or run as another user"
         yield _fail("socket", f"uid {os.getuid()} may not write to {directory}", advice)
+
+
+def _taken(socket: Path, elsewhere: str) -> Check:
+    if not socket.is_socket():
+        return _fail("socket", f"{socket} is there and is no socket", elsewhere)
+    try:
+        node = ask(find_node(str(socket), None), StatusRequest(), StatusReply, within_s=2.0)
+    except NodeserveError:
+        return _taken_by_others(socket, elsewhere)
+    pid = next((each.pid for each in node.processes if each.kind is ProcessKind.SUPERVISOR), None)
+    found = f"{socket}: a node is {node.state} there, pid {pid}, serving {node.served_model_name}"
+    if node.detail is None:
+        return _ok("socket", found)
+    return _warn("socket", f"{found}; {node.detail}", "see `nodeserve status`")
+
+
+def _taken_by_others(socket: Path, elsewhere: str) -> Check:
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        probe.settimeout(_CHILD_DEADLINE_S)
+        try:
+            probe.connect(str(socket))
+        except ConnectionRefusedError:
+            return _ok("socket", f"{socket} was left by a dead process; a node takes it over")
+        except OSError as error:
+            return _fail("socket", f"{socket} is there, and {error.strerror}", elsewhere)
+    return _fail("socket", f"{socket}: a program listens there that is no node of ours", elsewhere)
 
 
 def check_model(given: str, environ: Mapping[str, str]) -> Check:

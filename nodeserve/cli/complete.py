@@ -13,13 +13,18 @@ from nodeserve.cli.connection import find_node, node_options
 @click.argument("prompt")
 @click.option(
     "--max-tokens",
-    type=int,
+    type=click.IntRange(min=1),
     default=128,
     show_default=True,
     metavar="N",
-    help="Length of the answer at most.",
+    help="Tokens of the answer at most.",
 )
-@click.option("--temperature", type=float, metavar="T", help="0 always takes the likeliest token.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    metavar="T",
+    help="0 always takes the likeliest token.",
+)
 @click.option(
     "--api-key-file", type=click.Path(), metavar="FILE", help="If the listener asks for a key."
 )

@@ -98,6 +98,12 @@ def ask(
 
 def nobody_answers(node: Node) -> PeerError:
     """Return the error for a node that does not run."""
+    if node.socket.exists() and not node.socket.is_socket():
+        what = "a directory" if node.socket.is_dir() else "a file"
+        return PeerError(
+            f"{node.socket} is {what} and no socket; give --socket the path that `nodeserve serve` "
+            "printed, such as /run/nodeserve/api.sock"
+        )
     return PeerError(
         f"no nodeserve answers at {node.socket}; start one with `nodeserve serve MODEL`, "
         "or name its socket with --socket"

@@ -2,18 +2,20 @@
 
 import click
 
-from nodeserve.cli.connection import ask, find_node, node_options
-from nodeserve.wire.control import CommandReply, DrainRequest
+from nodeserve.cli.connection import find_node, node_options
+from nodeserve.cli.patience import ask_patiently
+from nodeserve.cli.workers import complete_worker
+from nodeserve.wire.control import DrainRequest
 
 
 @click.command("drain")
-@click.argument("worker", required=False)
+@click.argument("worker", required=False, shell_complete=complete_worker)
 @click.option("--node", is_flag=True, help="Drain the whole node; the daemon then exits.")
 @click.option("--force", is_flag=True, help="Also the last WORKER that decodes or prefills.")
 @click.option(
     "--timeout",
     "timeout_s",
-    type=float,
+    type=click.FloatRange(min=0),
     default=600.0,
     show_default=True,
     metavar="S",
@@ -35,6 +37,6 @@ def command(
     """
     if (worker is None) == (not node):
         raise click.UsageError("name one WORKER, or give --node, not both")
-    place = find_node(socket, runtime_dir)
-    reply = ask(place, DrainRequest(worker=worker, force=force), CommandReply, within_s=timeout_s)
+    request = DrainRequest(worker=worker, force=force)
+    reply = ask_patiently(find_node(socket, runtime_dir), request, within_s=timeout_s)
     click.echo(reply.detail)

@@ -2,17 +2,19 @@
 
 import click
 
-from nodeserve.cli.connection import ask, find_node, node_options
-from nodeserve.wire.control import CommandReply, RestartRequest
+from nodeserve.cli.connection import find_node, node_options
+from nodeserve.cli.patience import ask_patiently
+from nodeserve.cli.workers import complete_worker
+from nodeserve.wire.control import RestartRequest
 
 
 @click.command("restart")
-@click.argument("worker")
+@click.argument("worker", shell_complete=complete_worker)
 @click.option("--now", is_flag=True, help="Do not wait for its requests; they run again elsewhere.")
 @click.option(
     "--timeout",
     "timeout_s",
-    type=float,
+    type=click.FloatRange(min=0),
     default=1800.0,
     show_default=True,
     metavar="S",
@@ -28,5 +30,5 @@ def command(
 ) -> None:
     """Drain WORKER, end its process and start the next one; wait until that serves."""
     message = RestartRequest(worker=worker, immediately=now)
-    reply = ask(find_node(socket, runtime_dir), message, CommandReply, within_s=timeout_s)
+    reply = ask_patiently(find_node(socket, runtime_dir), message, within_s=timeout_s)
     click.echo(reply.detail)

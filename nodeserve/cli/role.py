@@ -3,12 +3,13 @@
 import click
 
 from nodeserve.cli.connection import ask, find_node, node_options
+from nodeserve.cli.workers import complete_worker
 from nodeserve.wire.control import CommandReply, RoleRequest
 from nodeserve.wire.kinds import Role
 
 
 @click.command("role")
-@click.argument("worker")
+@click.argument("worker", shell_complete=complete_worker)
 @click.argument("role", type=click.Choice([role.value for role in Role]))
 @node_options
 def command(worker: str, role: str, socket: str | None, runtime_dir: str | None) -> None:

@@ -126,9 +126,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def quantiles(found: Quantiles) -> str:
-    """Write a latency's distribution, or that nothing was seen."""
+    """Write a latency's distribution, or that nothing was seen of late."""
     if found.p50_ms is None or found.p99_ms is None:
-        return "nothing seen yet"
+        return f"none in the last {found.window_s:g} s"
     return f"p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms of {found.count}"
 
 

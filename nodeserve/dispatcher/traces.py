@@ -30,12 +30,13 @@ class SlidingQuantiles:
         since_s = now_s - WINDOW_S
         values = sorted(value for at_s, value in self._samples if at_s >= since_s)
         if not values:
-            return Quantiles()
+            return Quantiles(window_s=WINDOW_S)
         last = len(values) - 1
         return Quantiles(
             count=len(values),
             p50_ms=values[round(last * 0.50)] * 1000,
             p99_ms=values[round(last * 0.99)] * 1000,
+            window_s=WINDOW_S,
         )
 
 

@@ -9,11 +9,12 @@ from nodeserve.wire.kinds import ProcessKind, Role
 
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    """A latency's distribution over the recent past, in ms; None where nothing was seen."""
+    """A latency's distribution over the last ``window_s``, in ms; None where nothing was seen."""
 
     count: int = 0
     p50_ms: float | None = None
     p99_ms: float | None = None
+    window_s: float = 60.0
 
 
 class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,9 +42,13 @@ class FakeDaemon:
                 continue
             identity, frame = self._router.recv_multipart()
             self.heard.append(control.decode(frame))
-            if self.answers:
-                answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+            answer = self.answer_to(self.heard[-1])
+            if answer is not None:
                 self._router.send_multipart([identity, control.encode(answer)])
+
+    def answer_to(self, _message: control.Message) -> control.Message | None:
+        """Return the next answer; the last one again and again."""
+        return self.answers.pop(0) if len(self.answers) > 1 else next(iter(self.answers), None)
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 import json
 import os
 import resource
+import socket as sockets
 
 import pytest
 
 from nodeserve.cli import checks
 from nodeserve.cli.checks import Verdict
 from nodeserve.config.facts import Cpu, Gpu, Topology
+from tests.cli.conftest import a_status
 
 OK, WARN, FAIL = Verdict.OK, Verdict.WARN, Verdict.FAIL
 ENDLESS = resource.RLIM_INFINITY
@@ -95,6 +97,36 @@ def test_a_socket_that_fits_can_be_made(tmp_path):
 def test_a_socket_that_is_too_long_fails(tmp_path):
     [check] = checks.check_socket(tmp_path / ("x" * 120))
     assert check.verdict is FAIL
+
+
+def test_a_node_that_runs_there_is_named_with_its_state(daemon):
+    daemon.answers = [a_status()]
+    with sockets.socket(sockets.AF_UNIX) as api:
+        api.bind(str(daemon.socket))
+        [check] = checks.check_socket(daemon.socket)
+        assert (check.verdict, "a node is ready there, pid None, serving tiny" in check.found) == (
+            OK,
+            True,
+        )
+        daemon.answers = [a_status(state="degraded", detail="no worker decodes")]
+        [check] = checks.check_socket(daemon.socket)
+        assert (check.verdict, check.found.endswith("; no worker decodes")) == (WARN, True)
+
+
+def test_what_else_is_there_is_told_apart(tmp_path):
+    path = tmp_path / "api.sock"
+    with sockets.socket(sockets.AF_UNIX) as other:
+        other.bind(str(path))
+        [dead] = checks.check_socket(path)
+        other.listen()
+        [live] = checks.check_socket(path)
+    path.unlink()
+    path.write_text("precious")
+    [file] = checks.check_socket(path)
+    assert [dead.verdict, live.verdict, file.verdict] == [OK, FAIL, FAIL]
+    assert "left by a dead process" in dead.found
+    assert "no node of ours" in live.found
+    assert "is no socket" in file.found
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root writes everywhere")

@@ -63,3 +63,10 @@ def test_no_daemon_is_said_at_once_with_what_to_do(tmp_path, left):
             dead.bind(f"{socket}.d/control.sock")
     with pytest.raises(PeerError, match=rf"no nodeserve answers at {socket}; start one with"):
         ask(find_node(str(socket), None), control.StatusRequest(), control.StatusReply)
+
+
+@pytest.mark.parametrize(("name", "what"), [("file", "a file"), (".", "a directory")])
+def test_what_is_no_socket_is_said_so(tmp_path, name, what):
+    (tmp_path / "file").touch()
+    with pytest.raises(PeerError, match=f"is {what} and no socket; give --socket the path"):
+        ask(find_node(str(tmp_path / name), None), control.StatusRequest(), control.StatusReply)

@@ -23,7 +23,12 @@ def test_the_json_has_every_field_and_no_tag():
         "generation": 0,
         "state": "failed",
     }
-    assert shown["requests"]["ttft"] == {"count": 7, "p50_ms": 12.5, "p99_ms": 80.0}
+    assert shown["requests"]["ttft"] == {
+        "count": 7,
+        "p50_ms": 12.5,
+        "p99_ms": 80.0,
+        "window_s": 60.0,
+    }
     assert "type" not in shown
 
 
@@ -38,7 +43,7 @@ def test_the_page_says_what_runs_and_what_does_not(daemon, run):
     assert " ".join(lines[6].split()) == "prefill-0 worker prefill failed - - - 0 - - -"
     assert lines[7] == "prefill-0: no memory left"
     assert "TTFT      p50 12.5 ms, p99 80.0 ms of 7" in lines
-    assert "handoffs  6 done, 0 failed, 0 held, 3.0 MiB, nothing seen yet" in lines
+    assert "handoffs  6 done, 0 failed, 0 held, 3.0 MiB, none in the last 60 s" in lines
 
 
 def test_a_degraded_node_says_why():
@@ -99,7 +104,7 @@ def test_sizes_read_well(num_bytes, text):
 
 
 def test_a_latency_nobody_saw_is_said_so():
-    assert quantiles(Quantiles()) == "nothing seen yet"
+    assert quantiles(Quantiles()) == "none in the last 60 s"
 
 
 def test_the_vllm_of_a_node_without_a_ready_engine_is_left_out():
