@@ -23,6 +23,7 @@ def take_care(state: Handover) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     names = {child.pid: child.name for child in state.children.children}
     _log.critical("supervisor_lost the node serves on unsupervised; restart the daemon soon")
+    _reap(names)
     while DISPATCHER in names.values():
         number = signal.sigwait(HELD_SIGNALS)
         if number in (signal.SIGTERM, signal.SIGINT):

@@ -153,6 +153,37 @@ def test_a_restart_under_load_loses_nothing(service, record_property):
     assert not clients.lost
 
 
+def test_reloads_under_load_lose_nothing_and_keep_every_process(service, record_property):
+    pid = service.serve()
+    service.machine.wait_until(StatusText="ready: 2 of 2 workers serve")
+    before = service.pids()
+    with load(service.machine.path(SOCKET)) as clients:
+        for number in range(1, 4):
+            service.machine.run("systemctl reload nodeserve.service")
+            reloaded = f"supervisor_reloaded version=.* reloads={number}$"
+            service.machine.run(
+                f"until journalctl -o cat | grep -q '{reloaded}'; do sleep 0.1; done"
+            )
+            clients.wait_for(2 * NUM_CLIENTS)
+    clients.record(record_property)
+    assert not clients.lost
+    assert service.pids() == before
+    assert service.machine.main_pid() == pid
+    service.machine.wait_until(StatusText="ready: 2 of 2 workers serve", ActiveState="active")
+
+
+def test_a_reload_with_a_setting_that_cannot_work_leaves_the_service_as_it_is(service):
+    service.serve()
+    before = service.pids()
+    service.configure("[router]\nmax_queued_requests = 0\n")
+    service.machine.run("systemctl reload nodeserve.service")
+    refused = "reload_refused .*router.max_queued_requests is 0"
+    service.machine.run(f"until journalctl -o cat | grep -q '{refused}'; do sleep 0.1; done")
+    service.machine.wait_until(ActiveState="active", SubState="running")
+    assert service.ask().status_code == 200
+    assert service.pids() == before
+
+
 def test_a_stop_finishes_what_is_in_flight_however_short_the_managers_patience(service):
     """300 tokens take over two seconds; the manager would kill after one."""
     service.configure("speedup = 0.2\n")
