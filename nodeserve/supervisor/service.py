@@ -10,7 +10,6 @@ import sys
 from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from nodeserve.bus.channel import ControlServer
 from nodeserve.bus.sockets import listen_at
@@ -44,6 +43,7 @@ from nodeserve.supervisor.activation import Activated
 from nodeserve.supervisor.children import Child, Children, Exit
 from nodeserve.supervisor.chronicle import Chronicle
 from nodeserve.supervisor.estate import Estate
+from nodeserve.supervisor.exits import Exits
 from nodeserve.supervisor.gateways import Gateways
 from nodeserve.supervisor.handover import Handover, release_signals
 from nodeserve.supervisor.hearing import event_of, has_missed_readiness, may_say
@@ -52,7 +52,7 @@ from nodeserve.supervisor.operator_desk import OperatorDesk, Outside
 from nodeserve.supervisor.outbox import Outbox
 from nodeserve.supervisor.plan import DISPATCHER, slot_plans
 from nodeserve.supervisor.reload import SETTLE_EVERY_S, Reload
-from nodeserve.supervisor.report import explain, ready_line
+from nodeserve.supervisor.report import ready_line
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.spawn import Spawner
 from nodeserve.supervisor.standing import Standing
@@ -61,9 +61,6 @@ from nodeserve.wire import control
 from nodeserve.wire.kinds import ProcessKind
 
 _log = logging.getLogger(__name__)
-
-LAST_WORDS_S: Final = 0.5
-"""How long a cause may take behind the exit that it explains: one message on a Unix socket."""
 
 
 class Supervisor:
@@ -93,8 +90,7 @@ class Supervisor:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._life = _life_of(config, kept)
         self._chronicle = Chronicle(self._life)
-        self._causes: dict[int, control.ChildFailed] = {}
-        self._last_words: dict[int, asyncio.Event] = {}
+        self._exits = Exits(self._life, runtime, self._book_exit)
         self._server = ControlServer(_control_socket(runtime, kept))
         self._outbox = Outbox(self._server)
         self._watch = Watch(config, clock, self._events.put_nowait)
@@ -142,6 +138,7 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await listening
             self._reload.close()
+            self._exits.close()
             self._outbox.close()
             self._gateways.close()
             self._children.close()
@@ -231,37 +228,11 @@ class Supervisor:
 
     def _on_exit(self, child: Child, ended: Exit) -> None:
         self._watch.gone(child.generation)
-        if not ended.code or child.generation in self._causes:
-            self._book_exit(child, ended)
-            return
-        # It ended by itself: what it said of the cause may still be on its way.
-        self._in_background(self._hear_last_words(child, ended))
+        self._exits.ended(child, ended)
 
-    async def _hear_last_words(self, child: Child, ended: Exit) -> None:
-        heard = self._last_words[child.generation] = asyncio.Event()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
-                await heard.wait()
-        del self._last_words[child.generation]
-        self._book_exit(child, ended)
-
-    def _book_exit(self, child: Child, ended: Exit) -> None:
-        slot = self._life.of_generation(child.generation)
-        failed = self._causes.pop(child.generation, None)
-        why = explain(ended, failed, self._runtime.log_tail(child.name, child.log_start))
-        if slot is None or slot.life.phase == "stopping":
-            # As it was told to: the end of its log explains nothing.
-            asked = {signal.SIGKILL: "killed, as asked", signal.SIGTERM: "ended, as asked"}
-            shown = asked.get(ended.signal) if ended.signal else None
-            words = "process_exited name=%s pid=%d: %s"
-            _log.info(words, child.name, child.pid, shown or ended.describe())
-        elif slot.sick is not None:
-            _log.warning("process_exited name=%s pid=%d: killed by us", child.name, child.pid)
-        else:
-            _log.warning("process_exited name=%s pid=%d: %s", child.name, child.pid, why.cause)
-        self._gateways.forget(child.generation)
-        self._runtime.forget(child.generation)
-        event = ProcessExited(child.generation, why.cause, why.retryable, why.exit_code)
+    def _book_exit(self, event: ProcessExited) -> None:
+        self._gateways.forget(event.generation)
+        self._runtime.forget(event.generation)
         self._events.put_nowait(event)
 
     def _tell_dispatcher(self, message: control.Message) -> None:
@@ -292,7 +263,7 @@ class Supervisor:
             children=self._children,
             gateways=self._gateways,
             desk=self._desk,
-            causes=self._causes,
+            causes=self._exits.causes,
             started_s=self._started_s,
             num_reloads=0 if self._kept is None else self._kept.num_reloads,
         )
@@ -360,7 +331,7 @@ class Supervisor:
                     slot.detail = phase
                     _log.info("worker_starting name=%s phase=%r", slot.name, phase)
             case control.ChildFailed():
-                self._note_cause(message)
+                self._exits.said(message)
             case control.GatewayServing(generation=generation):
                 if (slot := self._life.of_generation(generation)) is not None:
                     self._gateways.said_to_serve(slot.name, slot.generation)
@@ -368,11 +339,6 @@ class Supervisor:
                 self._ask_to_reload(identity)
             case _:
                 self._desk.hear(identity, message)
-
-    def _note_cause(self, failed: control.ChildFailed) -> None:
-        self._causes[failed.generation] = failed
-        if (waiting := self._last_words.get(failed.generation)) is not None:
-            waiting.set()
 
     def _reply(self, identity: bytes, message: control.Message) -> None:
         with contextlib.suppress(PeerError):  # whoever asked has gone away

@@ -1,8 +1,6 @@
 import asyncio
 import contextlib
 import json
-import logging
-import signal
 
 import pytest
 
@@ -11,7 +9,6 @@ from nodeserve.clock import MonotonicClock
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import NodeEmptied, ProcessReady, ProcessSick, WorkerRouted
-from nodeserve.lifecycle.process import Phase
 from nodeserve.supervisor.children import Child, Exit
 from nodeserve.supervisor.kernel import become_subreaper
 from nodeserve.supervisor.notify import Notifier
@@ -130,7 +127,7 @@ async def test_what_a_worker_may_not_say_is_refused_and_changes_nothing(tmp_path
         assert f"control_message_refused from=b'{WORKER}' kind={type(message).__name__}" in (
             caplog.messages
         )
-        assert here.supervisor._causes == {}
+        assert here.supervisor._exits.causes == {}
 
 
 @pytest.mark.parametrize(
@@ -177,20 +174,6 @@ async def test_a_fenced_dispatcher_is_not_heard(tmp_path):
         assert await here.next_event() == NodeEmptied()
 
 
-@pytest.mark.parametrize("phase", [Phase.READY, Phase.STOPPING])
-async def test_the_end_of_a_log_is_shown_only_of_a_process_that_died(tmp_path, caplog, phase):
-    caplog.set_level(logging.INFO)
-    async with hearing(tmp_path) as here:
-        here.supervisor._life.slots["aggregated-0"].life.phase = phase
-        (tmp_path / "api.sock.d" / "logs" / "aggregated-0.log").write_text("last words\n")
-        child = Child("aggregated-0", Generation(WORKER), pid=1, pidfd=-1, started_s=0.0)
-        here.supervisor._on_exit(child, Exit(None, signal.SIGTERM))
-        event = await here.next_event()
-    assert event.cause == "killed by SIGTERM\n    | last words"
-    [said] = [line for line in caplog.messages if line.startswith("process_exited")]
-    assert ("last words" in said) is (phase is Phase.READY)
-
-
 async def test_a_process_that_cannot_be_spawned_ends_the_first_start_with_its_cause(
     tmp_path, capsys
 ):
@@ -217,16 +200,5 @@ def test_an_exit_waits_for_the_cause_that_the_child_gave(tmp_path):
             event = await made.next_event()
             assert event.cause.startswith("no such model")
             assert not event.retryable
-
-    asyncio.run(body())
-
-
-def test_an_exit_without_a_word_is_booked_all_the_same(tmp_path):
-    async def body():
-        async with hearing(tmp_path) as made:
-            child = Child("aggregated-0", Generation(WORKER), 4711, -1, 0.0)
-            made.supervisor._on_exit(child, Exit(1, None))
-            assert not made.has_event()
-            assert (await made.next_event()).cause == "exited with code 1"
 
     asyncio.run(body())
