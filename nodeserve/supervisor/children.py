@@ -1,18 +1,24 @@
 """The node's processes as the kernel shows them: start, watch by pidfd, signal, reap."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+import msgspec
 
 from nodeserve.errors import PeerError
 from nodeserve.ids import Generation
+from nodeserve.supervisor.cgroup import ControlGroup, ControlGroups
+from nodeserve.supervisor.family import Family
 from nodeserve.supervisor.forkserver import ForkRequest
 from nodeserve.supervisor.forkserver_client import ForkServer
-from nodeserve.supervisor.kernel import kill_group, send_signal
+from nodeserve.supervisor.kernel import send_signal
 from nodeserve.supervisor.runtime import RuntimeDirectory
 
 
@@ -30,10 +36,14 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a child ended: an exit code, or the signal that killed it."""
+    """How a child ended: an exit code, or the signal that killed it.
+
+    ``out_of_memory`` says whether the kernel did so for want of memory; None where nobody knows.
+    """
 
     code: int | None
     signal: signal.Signals | None
+    out_of_memory: bool | None = None
 
     @property
     def exit_code(self) -> int:
@@ -43,13 +53,25 @@ class Exit:
     def describe(self) -> str:
         """Return the ending as half a sentence."""
         if self.signal is signal.SIGKILL:
-            return "killed by SIGKILL (perhaps out of memory)"
+            return f"killed by SIGKILL{_MEMORY[self.out_of_memory]}"
         if self.signal is not None:
             return f"killed by {self.signal.name}"
         return f"exited with code {self.code}"
 
     def _from_signal(self) -> int:
         return 128 + (self.signal or signal.SIGKILL)
+
+
+_MEMORY: Final = {
+    True: ": out of memory",
+    False: "",
+    None: " (perhaps out of memory)",
+}
+
+CLEARED_WITHIN_S: Final = 10.0
+"""How long the processes of a dead child may take to end; the kernel frees a GPU's memory then."""
+
+LOOK_AGAIN_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +113,16 @@ class Children:
         runtime: RuntimeDirectory,
         on_birth: Callable[[Child], None],
         on_exit: Callable[[Child, Exit], None],
+        groups: ControlGroups | None = None,
     ) -> None:
         self._runtime = runtime
+        self._groups = groups
         self._on_birth = on_birth
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
         self._children: dict[Generation, Child] = {}
+        self._families: dict[Generation, Family] = {}
+        self._ended: dict[str, list[Family]] = {}
         self._forkservers: dict[str, ForkServer] = {}
         self._guests: set[int] = set()
         self._num_forking = 0
@@ -123,6 +149,11 @@ class Children:
         log_start = log_path.stat().st_size if log_path.exists() else 0
         server = ForkServer.start(modules=modules, environment=environment, log_path=log_path)
         self._forkservers[name] = server
+        group = self._make_group(name, generation)
+        if group is not None:
+            with contextlib.suppress(OSError):  # it has died: its exit says so
+                group.add(server.pid)
+        self._families[generation] = Family(server.pid, group)
         self._watch(name, generation, server.pid, log_start)
         await server.loaded()
 
@@ -132,6 +163,8 @@ class Children:
         It is still our child: one that has died meanwhile waits to be reaped.
         """
         for child in kept.children:
+            group = self._make_group(child.name, Generation(child.generation))
+            self._families[Generation(child.generation)] = Family(child.pid, group)
             self._watch(
                 child.name,
                 Generation(child.generation),
@@ -215,11 +248,31 @@ class Children:
         log_start = os.fstat(log_fd).st_size
         self._num_forking += 1  # one that dies at once is not a stranger
         try:
+            group = self._make_group(request.name, generation)
+            if group is not None:
+                request = msgspec.structs.replace(request, group=str(group.path))
             pid = await server.fork(request, [log_fd, *fds])
+            self._families[generation] = Family(pid, group)
             return self._watch(request.name, generation, pid, log_start)
         finally:
             self._num_forking -= 1
             os.close(log_fd)
+
+    async def cleared(self, name: str) -> None:
+        """Return when nobody is left of the children of a name that have ended.
+
+        Raises:
+            PeerError: Somebody is, though killed.
+        """
+        until_s = self._loop.time() + CLEARED_WITHIN_S
+        while not self._clear(name):
+            if self._loop.time() > until_s:
+                text = (
+                    f"what {name} had started was killed and has not ended in "
+                    f"{CLEARED_WITHIN_S:g} s; its GPUs are not used again until then"
+                )
+                raise PeerError(text)
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     def send(self, generation: Generation, number: signal.Signals) -> None:
         """Signal an incarnation; one that is gone is no error."""
@@ -235,6 +288,21 @@ class Children:
         self._loop.remove_signal_handler(signal.SIGCHLD)
         for server in self._forkservers.values():
             server.close()
+
+    def _make_group(self, name: str, generation: Generation) -> ControlGroup | None:
+        return None if self._groups is None else self._groups.make(name, generation)
+
+    def _clear(self, name: str) -> bool:
+        """Forget the ended children of a name that left nobody; return whether all did."""
+        left = []
+        for family in self._ended.pop(name, []):
+            if family.is_gone():
+                family.forget()
+            else:
+                left.append(family)
+        if left:
+            self._ended[name] = left
+        return not left
 
     def _watch(
         self,
@@ -253,7 +321,8 @@ class Children:
 
     def _exited(self, child: Child) -> None:
         self._loop.remove_reader(child.pidfd)
-        kill_group(child.pid)  # before its pid, and so its group's number, can be used again
+        family = self._families.pop(child.generation)
+        family.kill()  # before its pid, and so its group's number, can be used again
         result = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
         os.close(child.pidfd)
         del self._children[child.generation]
@@ -263,7 +332,10 @@ class Children:
         self._reap_strangers()
         killed = result is not None and result.si_code != os.CLD_EXITED
         status = 0 if result is None else result.si_status
-        ended = Exit(None, signal.Signals(status)) if killed else Exit(status, None)
+        starved = family.ran_out_of_memory()
+        ended = Exit(None, signal.Signals(status), starved) if killed else Exit(status, None)
+        self._ended.setdefault(child.name, []).append(family)
+        self._clear(child.name)
         self._on_exit(child, ended)
 
     def _reap_strangers(self) -> None:
@@ -277,3 +349,5 @@ class Children:
             if found is None or found.si_pid in known:
                 return
             os.waitpid(found.si_pid, os.WNOHANG)
+            for name in list(self._ended):
+                self._clear(name)

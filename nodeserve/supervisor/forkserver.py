@@ -18,12 +18,14 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, NoReturn
 
 import msgspec
 
 from nodeserve.clock import MonotonicClock
 from nodeserve.errors import NodeserveError
+from nodeserve.supervisor.cgroup import ControlGroup
 from nodeserve.supervisor.kernel import die_with_parent, name_process
 
 MAX_REQUEST_BYTES: Final = 1 << 20
@@ -37,6 +39,7 @@ class ForkRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     The first fd sent along is where stdout and stderr go; the rest are the entry's own.
     ``environment`` replaces single variables; ``cpus`` pins the process, empty leaves it free.
+    ``group`` is the directory of the control group that it joins; None stays in ours.
     """
 
     name: str
@@ -44,6 +47,7 @@ class ForkRequest(msgspec.Struct, frozen=True, kw_only=True):
     spec: bytes
     environment: dict[str, str] = {}
     cpus: tuple[int, ...] = ()
+    group: str | None = None
 
 
 class ForkReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +144,8 @@ def _set_up_child(request: ForkRequest, fds: list[int], supervisor_pid: int) -> 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     os.environ.update(request.environment)
+    if request.group is not None:
+        ControlGroup(Path(request.group)).add(os.getpid())
     if request.cpus:
         os.sched_setaffinity(0, request.cpus)
     name_process(f"ns:{request.name}")

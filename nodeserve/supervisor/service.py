@@ -40,6 +40,7 @@ from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.shutdown import Patience
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.supervisor.activation import Activated
+from nodeserve.supervisor.cgroup import delegated_groups
 from nodeserve.supervisor.children import Child, Children, Exit
 from nodeserve.supervisor.chronicle import Chronicle
 from nodeserve.supervisor.estate import Estate
@@ -94,7 +95,8 @@ class Supervisor:
         self._server = ControlServer(_control_socket(runtime, kept))
         self._outbox = Outbox(self._server)
         self._watch = Watch(config, clock, self._events.put_nowait)
-        self._children = Children(runtime, self._watch.born, self._on_exit)
+        groups = delegated_groups()
+        self._children = Children(runtime, self._watch.born, self._on_exit, groups)
         self._standing = Standing(notifier)
         held = () if kept is None else kept.listeners
         self._gateways = Gateways(config, self._events.put_nowait, activated, held)
@@ -207,6 +209,7 @@ class Supervisor:
         """Start one incarnation; what goes wrong becomes its exit."""
         _log.debug("process_starting name=%s generation=%d", slot.name, generation)
         try:
+            await self._children.cleared(slot.name)
             await self._spawner.spawn(slot.plan, generation)
         except Exception as error:  # noqa: BLE001  whatever it is, the node's life must hear of it
             if not isinstance(error, NodeserveError):

@@ -59,6 +59,8 @@ def test_the_helpers_of_a_dead_child_are_killed_with_it(run_with_nursery):
         async with asyncio.timeout(10):
             await gone
         asyncio.get_running_loop().remove_reader(pidfd)
+        await nursery.children.cleared(child.name)
+        await nursery.children.cleared("nobody of that name")
         os.close(pidfd)
         os.close(reader)
 

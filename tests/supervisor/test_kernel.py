@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nodeserve.supervisor.kernel import kill_group, name_process, send_signal
+from nodeserve.supervisor.kernel import name_process, send_signal
 
 PARENT = """
 import os, subprocess, sys
@@ -40,5 +40,4 @@ def test_signals_to_what_is_gone_are_no_error():
     pidfd = os.pidfd_open(child.pid)
     child.wait()
     send_signal(pidfd, signal.SIGTERM)
-    kill_group(child.pid)
     os.close(pidfd)
