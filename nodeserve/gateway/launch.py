@@ -10,7 +10,7 @@ from nodeserve.bus.endpoints import ipc_address
 from nodeserve.config.node import Listener
 from nodeserve.gateway import python_server, rust_server
 from nodeserve.ids import Generation
-from nodeserve.wire.spawn import EngineSpec, PythonGatewaySpec
+from nodeserve.wire.spawn import EngineSpec, InflightLimitSpec, PythonGatewaySpec
 
 PYTHON_ENTRY: Final = "nodeserve.gateway.python_server:run"
 
@@ -76,6 +76,7 @@ class GatewayLaunch:
         http_fd: The listening socket for clients, by the number that the gateway knows it by.
         drain_s: How long after SIGTERM it may finish requests; the supervisor kills it sooner when
             it has nothing left to wait for.
+        place: Which of the listener's gateways it is.
     """
 
     listener: Listener
@@ -86,6 +87,7 @@ class GatewayLaunch:
     api_keys: tuple[str, ...] = field(repr=False)
     http_fd: int
     drain_s: float
+    place: int = 0
 
 
 def internal_sockets(runtime_dir: Path, generation: Generation) -> InternalSockets:
@@ -93,6 +95,11 @@ def internal_sockets(runtime_dir: Path, generation: Generation) -> InternalSocke
     return InternalSockets(
         runtime_dir / f"gw-{generation}-in.sock", runtime_dir / f"gw-{generation}-out.sock"
     )
+
+
+def counts_path(runtime_dir: Path, listener: Listener) -> Path:
+    """Return where a listener's python gateways count what they take and what they turn away."""
+    return runtime_dir / f"{listener.name}.counts"
 
 
 def rust_gateway(
@@ -146,6 +153,7 @@ def python_gateway(launch: GatewayLaunch) -> ForkedGateway:
             "--served-model-name",
             *launch.served_model_names,
         ),
+        limit=_inflight_limit(launch),
     )
     env = {
         "HF_HUB_OFFLINE": "1",
@@ -155,3 +163,17 @@ def python_gateway(launch: GatewayLaunch) -> ForkedGateway:
         rust_server.API_KEY_VARIABLE: "\n".join(launch.api_keys),
     }
     return ForkedGateway(PYTHON_ENTRY, spec, (launch.http_fd,), env)
+
+
+def _inflight_limit(launch: GatewayLaunch) -> InflightLimitSpec | None:
+    """Return the limit on requests in flight, where both of its parts are set."""
+    listener = launch.listener
+    running, queued = listener.tenant.max_running_requests, listener.tenant.max_queued_requests
+    if running is None or queued is None:
+        return None
+    return InflightLimitSpec(
+        max_requests=running + queued,
+        counts_path=str(counts_path(launch.runtime_dir, listener)),
+        place=launch.place,
+        num_places=listener.gateways,
+    )

@@ -6,11 +6,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from nodeserve.config.node import NodeConfig
 from nodeserve.config.release import nodeserve_version
+from nodeserve.engine.shared_counts import num_turned_away
 from nodeserve.errors import NodeserveError
+from nodeserve.gateway.launch import counts_path
 from nodeserve.lifecycle.messages import (
     DrainAsked,
     Event,
@@ -207,10 +212,23 @@ class OperatorDesk:
                 self._supervisor(),
                 *(self._process(slot, loads.get(slot.generation)) for slot in slots),
             ),
-            requests=requests,
+            requests=None if requests is None else self._with_turned_away(requests),
             detail=self._life.detail,
             simulate=self._config.simulate,
         )
+
+    def _with_turned_away(self, requests: control.DispatcherStatus) -> control.DispatcherStatus:
+        """Add what only gateways know: the requests that they did not take."""
+        runtime_dir = Path(self._config.runtime_dir)
+        counts = {
+            listener.name: num_turned_away(counts_path(runtime_dir, listener))
+            for listener in self._config.listeners
+        }
+        loads = tuple(
+            msgspec.structs.replace(load, turned_away=counts.get(load.name, 0))
+            for load in requests.listeners
+        )
+        return msgspec.structs.replace(requests, listeners=loads)
 
     def _own_socket(self) -> str:
         sockets = (listener.socket for listener in self._config.listeners if listener.socket)

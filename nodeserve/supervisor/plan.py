@@ -122,9 +122,10 @@ def gateway_launch(
     listener: Listener,
     generation: Generation,
     *,
+    name: str,
     http_fd: int,
 ) -> GatewayLaunch:
-    """Return what is known when a gateway starts.
+    """Return what is known when the gateway process ``name`` starts.
 
     A rust gateway gets its fds under the numbers that ``exec_child`` gives them.
 
@@ -141,6 +142,7 @@ def gateway_launch(
         api_keys=_api_keys(listener),
         http_fd=FIRST_FD if rust else http_fd,
         drain_s=config.drain_deadline_s,
+        place=gateway_names(listener).index(name),
     )
 
 

@@ -117,5 +117,6 @@ class RuntimeDirectory:
         return fd
 
     def _remove_leftovers(self) -> None:
-        for leftover in (*self.path.glob("*.sock"), *self.path.glob(f"*{STORE_SUFFIX}")):
+        patterns = ("*.sock", "*.counts", f"*{STORE_SUFFIX}")
+        for leftover in [path for pattern in patterns for path in self.path.glob(pattern)]:
             leftover.unlink(missing_ok=True)

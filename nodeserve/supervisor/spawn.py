@@ -94,7 +94,7 @@ class Spawner:
         listener = self._gateways.listener_of(plan.name)
         http_fd = self._gateways.http_fd(listener)
         launch = plans.gateway_launch(
-            self._config, self._runtime, listener, generation, http_fd=http_fd
+            self._config, self._runtime, listener, generation, name=plan.name, http_fd=http_fd
         )
         if plan.forkserver == plans.HEAVY:
             forked = python_gateway(launch)

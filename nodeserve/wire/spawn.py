@@ -96,8 +96,23 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     output_token_s: float | None = None
 
 
+class InflightLimitSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How many requests a listener's python gateways may have in flight, all of them together.
+
+    They count in the file ``counts_path``, each in its own of ``num_places`` places.
+    """
+
+    max_requests: int
+    counts_path: str
+    place: int = 0
+    num_places: int = 1
+
+
 class PythonGatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway that is vLLM's Python API server needs; its listening fd comes beside it."""
+    """What a gateway that is vLLM's Python API server needs; its listening fd comes beside it.
+
+    Without a ``limit`` it takes every request.
+    """
 
     name: str
     generation: int
@@ -106,3 +121,4 @@ class PythonGatewaySpec(msgspec.Struct, frozen=True, kw_only=True):
     output_address: str
     engine: EngineSpec
     args: tuple[str, ...] = ()
+    limit: InflightLimitSpec | None = None

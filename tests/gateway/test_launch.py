@@ -11,7 +11,7 @@ from nodeserve.config.node import GatewayKind, Listener
 from nodeserve.errors import ConfigError
 from nodeserve.gateway import launch, rust_server
 from nodeserve.ids import Generation
-from nodeserve.wire.spawn import EngineSpec, PythonGatewaySpec
+from nodeserve.wire.spawn import EngineSpec, InflightLimitSpec, PythonGatewaySpec, TenantSpec
 
 
 @pytest.fixture
@@ -145,3 +145,23 @@ def test_the_rust_gateway_is_told_all_the_models_names(
     assert told["served_model_name"] == ["m", "also-m"]
     assert told["model_tag"] == "/m"
     assert "max_model_len" not in told
+
+
+@pytest.mark.parametrize(
+    ("running", "queued", "most"),
+    [(None, None, None), (8, None, None), (None, 8, None), (8, 2, 10)],
+)
+def test_a_listener_with_both_limits_has_one_on_what_is_in_flight(
+    asked: launch.GatewayLaunch, running: int | None, queued: int | None, most: int | None
+) -> None:
+    tenant = TenantSpec(max_running_requests=running, max_queued_requests=queued)
+    listener = msgspec.structs.replace(asked.listener, tenant=tenant, gateways=3)
+    limit = launch.python_gateway(replace(asked, listener=listener, place=2)).spec.limit
+
+    assert limit == (
+        None
+        if most is None
+        else InflightLimitSpec(
+            max_requests=most, counts_path="/run/x.d/main.counts", place=2, num_places=3
+        )
+    )

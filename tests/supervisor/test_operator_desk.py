@@ -1,8 +1,12 @@
 import asyncio
 import os
 
+import msgspec
+
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
+from nodeserve.engine.shared_counts import SharedCounts
 from nodeserve.errors import RequestError
+from nodeserve.gateway.launch import counts_path
 from nodeserve.lifecycle.messages import NodeStarted, ProcessReady
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Exited, Phase, StopRequested
@@ -13,6 +17,7 @@ from nodeserve.supervisor.operator_desk import OperatorDesk, Outside
 from nodeserve.supervisor.plan import slot_plans
 from nodeserve.wire import control
 from nodeserve.wire.kinds import Role
+from nodeserve.wire.status import ListenerLoad
 
 CONFIG = NodeConfig(
     model="/models/m",
@@ -90,6 +95,22 @@ def test_a_dispatcher_that_is_not_there_yet_is_not_asked():
         office.ask(control.StatusRequest())
         assert (await office.reply()).requests is None
         assert office.told == []
+
+    in_office(body)
+
+
+def test_status_tells_what_gateways_did_not_take(tmp_path):
+    async def body(office):
+        office.desk._config = msgspec.structs.replace(CONFIG, runtime_dir=str(tmp_path))
+        counts = SharedCounts(counts_path(tmp_path, CONFIG.listeners[0]), 0, 1)
+        counts.turn_away()
+        office.ask(control.StatusRequest())
+        await asyncio.sleep(0)
+        (question,) = office.told
+        loads = (ListenerLoad(name="api", running=1), ListenerLoad(name="other"))
+        office.ask(control.DispatcherStatus(call_id=question.call_id, listeners=loads))
+        api, other = (await office.reply()).requests.listeners
+        assert (api.turned_away, api.running, other.turned_away) == (1, 1, 0)
 
     in_office(body)
 

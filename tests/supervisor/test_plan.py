@@ -74,10 +74,12 @@ def test_a_listeners_keys_reach_its_gateway_and_no_other(tmp_path):
     guarded = msgspec.structs.replace(RUST, api_key_file=str(keys))
     a_config = config(listeners=(guarded, PYTHON))
     launches = [
-        plan.gateway_launch(a_config, runtime, listener, Generation(1), http_fd=9)
+        plan.gateway_launch(a_config, runtime, listener, Generation(1), name=name, http_fd=9)
         for listener in a_config.listeners
+        for name in plan.gateway_names(listener)
     ]
-    assert [launch.api_keys for launch in launches] == [("secret-1",), ()]
+    assert [launch.api_keys for launch in launches] == [("secret-1",), (), ()]
+    assert [launch.place for launch in launches] == [0, 0, 1]
     runtime.close(keep_logs=False)
 
 

@@ -7,7 +7,7 @@ import socket
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import ClassVar, Final
 
 import uvloop
 from vllm import envs
@@ -22,6 +22,8 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import set_ulimit
 from vllm.v1.engine import core_client
 
+from nodeserve.clock import MonotonicClock
+from nodeserve.engine.inflight_limit import App, InflightLimit, LimitedApp, inflight_limit
 from nodeserve.engine.vllm.args import reason_of
 from nodeserve.engine.vllm.http_limits import LimitedHttp
 from nodeserve.errors import ConfigError
@@ -90,6 +92,15 @@ def _refused(spec: PythonGatewaySpec) -> Iterator[None]:
         raise ConfigError(f"{cause}; change its arguments or the engine's") from error
 
 
+class _Limited(LimitedApp):
+    """The listener's limit as vLLM's middleware, which is made by name and told the app alone."""
+
+    limit: ClassVar[InflightLimit]
+
+    def __init__(self, app: App) -> None:
+        super().__init__(app, self.limit)
+
+
 def serve(spec: PythonGatewaySpec, sock: socket.socket) -> None:
     """Serve HTTP on ``sock`` for the engine behind the spec's two addresses, until SIGTERM.
 
@@ -105,6 +116,9 @@ def serve(spec: PythonGatewaySpec, sock: socket.socket) -> None:
     core_client.VLLM_ENGINE_READY_TIMEOUT_S = envs.VLLM_ENGINE_READY_TIMEOUT_S
     args = parse(spec)
     set_ulimit()
+    if spec.limit is not None:
+        _Limited.limit = inflight_limit(spec.limit, MonotonicClock())
+        args.middleware = [*args.middleware, f"{__name__}.{_Limited.__name__}"]
     client = {
         "input_address": spec.input_address,
         "output_address": spec.output_address,
