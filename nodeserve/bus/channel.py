@@ -231,6 +231,8 @@ class BlockingControlClient:
             DeadlineError: None came within ``within_s`` seconds.
             PeerError: The socket is closed.
         """
+        sign = select.poll()
+        sign.register(self._fd, select.POLLIN)
         until_s = time.monotonic() + within_s
         while True:
             left_s = until_s - time.monotonic()
@@ -243,7 +245,7 @@ class BlockingControlClient:
                     )
                     raise DeadlineError(text)
                 # Wait without the lock, and not long: a send may have taken the sign.
-                select.select([self._fd], [], [], min(left_s, self._SLICE_S))
+                sign.poll(min(left_s, self._SLICE_S) * 1000)
                 continue
             if len(frames) == 1:
                 try:

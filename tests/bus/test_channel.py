@@ -1,6 +1,8 @@
 """Claims about the control channel, over real sockets."""
 
 import asyncio
+import os
+import resource
 import threading
 from pathlib import Path
 
@@ -139,6 +141,22 @@ async def test_blocking_client_request_is_answered(address: str) -> None:
     assert client.num_bad_frames == 1
     client.close()
     server.close()
+
+
+def test_blocking_client_works_in_a_process_of_many_files(address: str) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(most[0], 1200), max(most[1], 1200)))
+    files = [os.dup(0) for _ in range(1050)]
+    try:
+        client = BlockingControlClient(address, b"c1")
+        assert client._fd > 1024
+        with pytest.raises(PeerError, match="no message within"):
+            client.request(StatusRequest(), 0.01)
+        client.close()
+    finally:
+        for fd in files:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
 
 
 async def test_threads_send_while_another_waits(address: str) -> None:
