@@ -23,6 +23,15 @@ def losses(slots: Slots) -> list[str]:
     ]
 
 
+def can_serve(slots: Slots) -> bool:
+    """Return whether a new request can be answered by what runs at present."""
+    return (
+        any(slot.serves for slot in slots.of_kind(ProcessKind.DISPATCHER))
+        and any(slot.serves for slot in slots.of_kind(ProcessKind.GATEWAY))
+        and bool(_takes(slots, Role.DECODE))
+    )
+
+
 def last_for(slots: Slots, slot: Slot) -> str | None:
     """Return what a worker is the last one to do; None where another one does it too."""
     for role, does in _DOES.items():

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from nodeserve.errors import RequestError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle import process
-from nodeserve.lifecycle.health import last_for, losses
+from nodeserve.lifecycle.health import can_serve, last_for, losses
 from nodeserve.lifecycle.messages import (
     AnnounceReady,
     Command,
@@ -89,6 +89,8 @@ class NodeLife:
     @property
     def state(self) -> str:
         """The node's state in one word."""
+        if self.phase is NodePhase.READY and not can_serve(self._slots):
+            return "unavailable"
         return str(self.phase) if self.detail is None else "degraded"
 
     @property

@@ -1,6 +1,6 @@
 import pytest
 
-from nodeserve.lifecycle.health import last_for, losses
+from nodeserve.lifecycle.health import can_serve, last_for, losses
 from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import SlotPlan
 from nodeserve.lifecycle.slots import Slots
@@ -10,6 +10,7 @@ from nodeserve.wire.kinds import ProcessKind, Role
 def ready(*roles):
     """The slots of a node of which everything is ready."""
     plans = [SlotPlan("dispatcher", ProcessKind.DISPATCHER)]
+    plans.append(SlotPlan("gateway-api", ProcessKind.GATEWAY))
     plans += [SlotPlan(f"w-{n}", ProcessKind.WORKER, None, role) for n, role in enumerate(roles)]
     slots = Slots.planned(plans)
     for slot in slots.by_name.values():
@@ -54,3 +55,27 @@ def test_an_aggregated_worker_does_both():
     slots.by_name["w-2"].life.phase = Phase.DOWN
     workers = [slots.by_name[f"w-{n}"] for n in range(3)]
     assert [last_for(slots, worker) for worker in workers] == ["prefills", "decodes", None]
+
+
+@pytest.mark.parametrize(
+    ("lost", "serves"),
+    [
+        ((), True),
+        (("w-0",), True),
+        (("w-1",), False),
+        (("dispatcher",), False),
+        (("gateway-api",), False),
+    ],
+)
+def test_a_node_serves_while_someone_decodes_behind_a_front(lost, serves):
+    slots = ready(Role.PREFILL, Role.DECODE)
+    for name in lost:
+        slots.by_name[name].life.phase = Phase.BACKOFF
+    assert can_serve(slots) is serves
+
+
+def test_a_process_that_is_sick_serves_no_more():
+    slots = ready(Role.AGGREGATED)
+    slots.by_name["w-0"].sick = "it is stopped"
+    assert not can_serve(slots)
+    assert losses(slots)[0] == "no worker decodes"

@@ -26,7 +26,7 @@ def test_another_life_goes_on_where_one_stopped():
     assert first.phase is NodePhase.READY
     first.handle(ProcessExited(generation, "it crashed", True, 1), now_s=3.0)
     second = NodeLife((), Patience(), first.kept)
-    assert (second.phase, second.state, second.detail) == (first.phase, "degraded", first.detail)
+    assert (second.phase, second.state, second.detail) == (first.phase, "unavailable", first.detail)
     assert second.wake_at_s == first.wake_at_s
     (again,) = second.handle(TimeElapsed(), now_s=second.wake_at_s)
     assert again == SpawnProcess("dispatcher", generation + 1)

@@ -134,7 +134,7 @@ def test_the_line_names_what_loads_and_what_is_missing(life):
     life.handle(ProcessExited(lost, "killed", retryable=True, exit_code=137), now_s=2)
     assert (
         standing_line(life)
-        == "degraded: 0 of 1 workers serve; no worker decodes, decode-0 is backoff"
+        == "unavailable: 0 of 1 workers serve; no worker decodes, decode-0 is backoff"
     )
     life.handle(StopAsked(), now_s=3)
     assert standing_line(life).startswith("draining")
