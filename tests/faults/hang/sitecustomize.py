@@ -20,4 +20,4 @@ def _hang_or_finish(self: EngineLoop) -> None:
     _finish_step(self)
 
 
-EngineLoop._finish_step = _hang_or_finish
+EngineLoop._finish_step = _hang_or_finish  # type: ignore[method-assign]  # the point of it
