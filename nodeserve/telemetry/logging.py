@@ -8,9 +8,11 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Final
 
 from nodeserve.errors import ConfigError
+from nodeserve.telemetry.journal import PRIORITIES, SOCKET, JournalHandler
 
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -18,15 +20,11 @@ _FORMAT: Final = "%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s"
 _DATE_FORMAT: Final = "%Y-%m-%dT%H:%M:%S"
 
 
-_PRIORITIES: Final = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
-"""Of syslog(3), by which the journal sorts. Source: sd-daemon(3)."""
-
-
 class _JournalFormatter(logging.Formatter):
-    """Each line behind its priority; the journal knows the time."""
+    """Each line behind its priority, where only stderr leads to the journal; it knows the time."""
 
     def format(self, record: logging.LogRecord) -> str:
-        priority = f"<{_PRIORITIES.get(record.levelname, 6)}>"
+        priority = f"<{PRIORITIES.get(record.levelname, 6)}>"
         return "\n".join(priority + line for line in super().format(record).splitlines())
 
 
@@ -39,24 +37,26 @@ def _goes_to_journal() -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{is_now.st_dev}:{is_now.st_ino}"
 
 
-def setup(level: str = "INFO") -> None:
+def setup(level: str = "INFO", *, journal: Path = SOCKET) -> None:
     """Send this process's logs of ``level`` and above to stderr; may be called again.
 
-    Lines begin with the time in UTC and the level, or for the journal with its priority. A
-    traceback follows on lines of its own. Only what is nodeserve's is affected: vLLM keeps its
-    own loggers.
+    Lines begin with the time in UTC and the level. Where stderr leads to the journal, records go
+    to its socket ``journal`` instead, with their fields. A traceback follows on lines of its own.
+    Only what is nodeserve's is affected: vLLM keeps its own loggers.
 
     Raises:
         ConfigError: No such level.
     """
     if level.upper() not in LEVELS:
         raise ConfigError(f"log level {level!r} is unknown; choose one of {', '.join(LEVELS)}")
-    formatter = logging.Formatter(_FORMAT, _DATE_FORMAT)
-    formatter.converter = time.gmtime
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if _goes_to_journal():
-        formatter = _JournalFormatter()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
+        handler.setFormatter(_JournalFormatter())
+        handler = JournalHandler(journal, otherwise=handler)
+    else:
+        formatter = logging.Formatter(_FORMAT, _DATE_FORMAT)
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
     logger = logging.getLogger("nodeserve")
     logger.handlers[:] = [handler]
     logger.propagate = False

@@ -1,18 +1,18 @@
 #!/bin/bash
-# Becomes PID 1 of a throw-away machine: systemd over an overlay of this machine's own root.
+# Becomes PID 1 of a throw-away machine: systemd over an overlay of a root tree.
 # Runs in fresh pid, mount, ipc, uts, net and cgroup namespaces, which machine.py makes.
 # The program below /opt is the checkout under test with the interpreter that runs the tests:
 # a service cannot see a home directory or a private /tmp, wherever those lie here.
-#   init.sh WORK CHECKOUT BASE_PREFIX SITE_PACKAGES MODELS
+#   init.sh WORK TREE CHECKOUT BASE_PREFIX SITE_PACKAGES MODELS
 set -euo pipefail
-work=$1 checkout=$2 base=$3 site=$4 models=$5
+work=$1 tree=$2 checkout=$3 base=$4 site=$5 models=$6
 python=python$("$base/bin/python3" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 mount --make-rprivate /
 mount -t tmpfs -o size=1g tmpfs "$work"
 mkdir "$work/upper" "$work/scratch" "$work/root" "$work/site-upper" "$work/site-scratch"
 root=$work/root
-mount -t overlay overlay -o "lowerdir=/,upperdir=$work/upper,workdir=$work/scratch" "$root"
+mount -t overlay overlay -o "lowerdir=$tree,upperdir=$work/upper,workdir=$work/scratch" "$root"
 
 venv=$root/opt/nodeserve
 mkdir -p "$root/opt/python" "$venv/bin" "$venv/lib/$python/site-packages" "$root/srv/models"

@@ -1,7 +1,8 @@
 """A throw-away machine with a real systemd, in private namespaces over this machine's own root.
 
-Nothing of it is left when it ends, and nothing of this machine can be changed from it but what
-lies on other file systems than the root's.
+With the variable ``SYSTEMD_TREE`` it is over another root tree, for another release of systemd:
+``debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,iproute2,libffi8,libssl3t64
+trixie TREE`` makes Debian 13's, with systemd 257. Nothing of the machine is left when it ends.
 """
 
 import os
@@ -129,12 +130,14 @@ class Machine:
         shutil.rmtree(self._work, ignore_errors=True)
 
     def _start(self, models: Path) -> "subprocess.Popen[bytes]":
-        words = [str(self._cgroup), str(ROOT / "tests/systemd/init.sh"), str(self._work), str(ROOT)]
+        words = [str(self._cgroup), str(ROOT / "tests/systemd/init.sh"), str(self._work)]
+        words += [os.environ.get("SYSTEMD_TREE", "/"), str(ROOT)]
         words += [sys.base_prefix, sysconfig.get_path("platlib"), str(models)]
         join = 'echo 0 > "$1/cgroup.procs"; shift; exec unshare --cgroup bash "$@"'
+        leash = ["setpriv", "--pdeathsig", "KILL"]  # whatever becomes of the tests
         namespaces = ["--pid", "--mount", "--ipc", "--uts", "--net", "--fork"]
         return subprocess.Popen(
-            ["unshare", *namespaces, "--kill-child=SIGKILL", "bash", "-c", join, "-", *words],
+            [*leash, "unshare", *namespaces, "--kill-child=SIGKILL", "bash", "-c", join, "-", *words],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,

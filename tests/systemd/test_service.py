@@ -253,6 +253,13 @@ def test_the_journal_shows_where_a_supervisor_hung(service):
     assert "in block_the_loop" in said
 
 
+def test_an_event_is_found_in_the_journal_by_its_fields(service):
+    service.serve()
+    found = "journalctl --no-pager -o cat NODESERVE_EVENT=worker_starting NODESERVE_NAME=decode-0"
+    assert "worker_starting name=decode-0 phase=" in service.machine.run(found)
+    assert "decode-0" in service.machine.journal("-p info SYSLOG_IDENTIFIER=nodeserve")
+
+
 def test_a_supervisor_that_works_is_left_alone_by_its_watchdog(service):
     service.hurry("[Service]\nWatchdogSec=1\n")
     pid = service.serve()

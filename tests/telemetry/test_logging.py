@@ -1,5 +1,6 @@
 import logging
 import os
+import socket
 import sys
 
 import pytest
@@ -43,7 +44,7 @@ def test_only_the_journal_is_spared_the_time(tmp_path, monkeypatch, matches):
     stream = Stream(tmp_path / "log")
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("JOURNAL_STREAM", stream.name_for_journal if matches else "1:2")
-    setup()
+    setup(journal=tmp_path / "nobody")
     logging.getLogger("nodeserve").warning("process_exited name=d0: killed\n    | last words")
     stream.flush()
     first, second = (tmp_path / "log").read_text().splitlines()
@@ -51,6 +52,20 @@ def test_only_the_journal_is_spared_the_time(tmp_path, monkeypatch, matches):
         assert (first, second) == ("<4>process_exited name=d0: killed", "<4>    | last words")
     else:
         assert first.endswith("Z WARNING process_exited name=d0: killed")
+
+
+def test_the_journal_gets_records_through_its_socket_and_nothing_on_stderr(tmp_path, monkeypatch):
+    stream = Stream(tmp_path / "log")
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("JOURNAL_STREAM", stream.name_for_journal)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(tmp_path / "journal"))
+        journal.setblocking(False)
+        setup(journal=tmp_path / "journal")
+        logging.getLogger("nodeserve").warning("worker_lost name=%s", "d0")
+        assert b"NODESERVE_NAME=d0\n" in journal.recv(65536)
+    stream.flush()
+    assert (tmp_path / "log").read_text() == ""
 
 
 def test_lines_below_the_level_are_dropped(capsys):
