@@ -24,7 +24,9 @@ _COLOURS: Final[Mapping[Verdict, str]] = {
 
 @click.command("doctor")
 @click.argument("model", required=False, type=click.Path())
-@click.option("--socket", type=click.Path(), metavar="PATH", help="Where the node would listen.")
+@click.option(
+    "--socket", type=click.Path(), metavar="PATH", help="Where a node listens, or is to listen."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(ctx: click.Context, model: str | None, socket: str | None, as_json: bool) -> None:  # noqa: FBT001

@@ -11,7 +11,7 @@ from nodeserve.wire.control import DrainRequest
 @click.command("drain")
 @click.argument("worker", required=False, shell_complete=complete_worker)
 @click.option("--node", is_flag=True, help="Drain the whole node; the daemon then exits.")
-@click.option("--force", is_flag=True, help="Also the last WORKER that decodes or prefills.")
+@click.option("--force", is_flag=True, help="Drain also the last WORKER that decodes, or prefills.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -19,7 +19,7 @@ from nodeserve.wire.control import DrainRequest
     default=600.0,
     show_default=True,
     metavar="S",
-    help="Seconds to wait.",
+    help="Seconds to wait for it; the drain itself goes on.",
 )
 @node_options
 def command(

@@ -18,7 +18,7 @@ from nodeserve.wire.control import RestartRequest
     default=1800.0,
     show_default=True,
     metavar="S",
-    help="Seconds to wait.",
+    help="Seconds to wait for it; the restart itself goes on.",
 )
 @node_options
 def command(
