@@ -137,7 +137,10 @@ class Machine:
         leash = ["setpriv", "--pdeathsig", "KILL"]  # whatever becomes of the tests
         namespaces = ["--pid", "--mount", "--ipc", "--uts", "--net", "--fork"]
         return subprocess.Popen(
-            [*leash, "unshare", *namespaces, "--kill-child=SIGKILL", "bash", "-c", join, "-", *words],
+            [
+                *(*leash, "unshare", *namespaces, "--kill-child=SIGKILL"),
+                *("bash", "-c", join, "-", *words),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
