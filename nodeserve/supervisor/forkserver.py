@@ -26,7 +26,7 @@ import msgspec
 from nodeserve.clock import MonotonicClock
 from nodeserve.errors import NodeserveError
 from nodeserve.supervisor.cgroup import ControlGroup
-from nodeserve.supervisor.kernel import die_with_parent, name_process
+from nodeserve.supervisor.kernel import die_with_parent, forgo_oom_protection, name_process
 
 MAX_REQUEST_BYTES: Final = 1 << 20
 MAX_FDS: Final = 16
@@ -148,6 +148,7 @@ def _set_up_child(request: ForkRequest, fds: list[int], supervisor_pid: int) -> 
         ControlGroup(Path(request.group)).add(os.getpid())
     if request.cpus:
         os.sched_setaffinity(0, request.cpus)
+    forgo_oom_protection()
     name_process(f"ns:{request.name}")
     _wait_for_adoption(supervisor_pid)
     die_with_parent()

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import signal
+from pathlib import Path
 from typing import Final
 
 from nodeserve.errors import PeerError
@@ -27,6 +28,15 @@ def die_with_parent() -> None:
     Call it from a process's main thread, after it has been adopted.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def forgo_oom_protection(adjustment: Path = Path("/proc/self/oom_score_adj")) -> None:
+    """Give up what ``OOMScoreAdjust=`` gave the supervisor, and every child inherits.
+
+    When memory runs out, an engine is to go before the supervisor, which can replace it.
+    """
+    if int(adjustment.read_text()) < 0:
+        adjustment.write_text("0")
 
 
 def name_process(name: str) -> None:

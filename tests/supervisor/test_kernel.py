@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nodeserve.supervisor.kernel import name_process, send_signal
+import pytest
+
+from nodeserve.supervisor.kernel import forgo_oom_protection, name_process, send_signal
 
 PARENT = """
 import os, subprocess, sys
@@ -26,6 +28,15 @@ def test_a_child_dies_with_its_parent():
     poller.register(pidfd)
     assert poller.poll(10_000)
     os.close(pidfd)
+
+
+@pytest.mark.parametrize(("before", "after"), [("-500", "0"), ("0", "0"), ("300", "300")])
+def test_a_child_gives_up_the_supervisors_protection_and_nothing_else(tmp_path, before, after):
+    """On a file like the kernel's: to be protected takes a privilege that tests may lack."""
+    adjustment = tmp_path / "oom_score_adj"
+    adjustment.write_text(before + "\n")
+    forgo_oom_protection(adjustment)
+    assert adjustment.read_text().strip() == after
 
 
 def test_the_name_is_what_ps_shows():

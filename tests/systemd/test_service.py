@@ -93,6 +93,13 @@ def test_the_daemon_has_a_network_devices_and_shared_memory_of_its_own(service):
     assert run(f"{inside} touch /usr/x", check=False).endswith("Read-only file system")
 
 
+def test_each_process_has_a_control_group_of_its_own_below_the_service(service):
+    service.serve()
+    groups = service.machine.run("ls -d /sys/fs/cgroup/system.slice/nodeserve.service/*/")
+    names = {line.rstrip("/").rpartition("/")[2].rstrip("0123456789") for line in groups.split()}
+    assert {"supervisor", "dispatcher-", "decode-0-", "prefill-0-", "gateway-api-"} <= names
+
+
 # ---------------------------------------------------------------------------------- keys
 
 
