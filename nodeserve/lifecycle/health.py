@@ -24,11 +24,14 @@ def losses(slots: Slots) -> list[str]:
 
 
 def can_serve(slots: Slots) -> bool:
-    """Return whether a new request can be answered by what runs at present."""
+    """Return whether a new request can be answered by what runs at present.
+
+    Any worker will do: where nobody else is left, prefill workers decode too.
+    """
     return (
         any(slot.serves for slot in slots.of_kind(ProcessKind.DISPATCHER))
         and any(slot.serves for slot in slots.of_kind(ProcessKind.GATEWAY))
-        and bool(_takes(slots, Role.DECODE))
+        and any(_takes(slots, role) for role in _DOES)
     )
 
 

@@ -67,7 +67,7 @@ def test_an_aggregated_worker_does_both():
         (("gateway-api",), False),
     ],
 )
-def test_a_node_serves_while_someone_decodes_behind_a_front(lost, serves):
+def test_a_node_serves_while_any_worker_is_behind_a_front(lost, serves):
     slots = ready(Role.PREFILL, Role.DECODE)
     for name in lost:
         slots.by_name[name].life.phase = Phase.BACKOFF

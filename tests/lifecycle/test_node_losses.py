@@ -49,7 +49,7 @@ def test_a_dead_worker_is_detached_and_comes_back_as_another_generation(node):
     (detach,) = told(node.exits("decode-0"))
     assert isinstance(detach, DetachWorker)
     assert detach.generation == before
-    assert node.life.state == "unavailable"
+    assert node.life.state == "degraded"
     assert spawned(node.tell(TimeElapsed(), at_s=0.5)) == ["decode-0"]
     assert node.generation("decode-0") > before
     node.engine_ready("decode-0")
@@ -108,7 +108,7 @@ def test_a_sick_process_serves_no_more_and_is_killed_once(node):
     assert node.tell(ProcessSick(old, "it is still stopped")) == []
     slot = node.life.slots["decode-0"]
     assert (slot.state(), slot.detail) == ("stopping", "it is stopped")
-    assert node.life.state == "unavailable"
+    assert node.life.state == "degraded"
     node.exits("dispatcher")
     node.tell(TimeElapsed())
     attached = told(node.tell(ProcessReady(node.generation("dispatcher"))))

@@ -154,7 +154,7 @@ def test_the_last_worker_of_its_role_is_drained_by_force_only(node, worker, does
     assert told(node.tell(DrainAsked(worker, force=True))) == [
         DrainWorker(generation=node.generation(worker))
     ]
-    assert node.life.state == ("unavailable" if does == "decodes" else "degraded")
+    assert node.life.state == "degraded"
     assert node.life.detail == f"no worker {does}"
 
 
