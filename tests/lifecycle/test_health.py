@@ -62,7 +62,8 @@ def test_an_aggregated_worker_does_both():
     [
         ((), True),
         (("w-0",), True),
-        (("w-1",), False),
+        (("w-1",), True),
+        (("w-0", "w-1"), False),
         (("dispatcher",), False),
         (("gateway-api",), False),
     ],
