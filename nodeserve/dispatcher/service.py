@@ -228,12 +228,15 @@ class Dispatcher:
                 num_blocks=ready.num_gpu_blocks,
                 block_size=max(1, ready.block_size),
                 max_num_seqs=max_num_seqs if isinstance(max_num_seqs, int) else 1,
+                draining=worker.generation in self._draining,
             )
         )
         self.report(control.WorkerServing(generation=worker.generation))
         self._greet()
 
     def _attach(self, message: control.AttachWorker) -> None:
+        if message.draining:
+            self._draining.add(Generation(message.generation))
         fields = message.ready.fields
         try:
             codecs = self.desk.codecs or Codecs(fields, self._spec.grammar_backend)
@@ -285,7 +288,7 @@ class Dispatcher:
                 self.desk.lose(Generation(message.generation))
                 self._greet()
             case control.SetWorkerRole():
-                worker = self.workers.attached.get(message.generation)
+                worker = self.workers.find(message.generation)
                 if worker is not None:
                     worker.role = message.role
                     self.desk.tell(RoleChanged(worker.generation, message.role))

@@ -111,6 +111,10 @@ class WorkerTable:
         self._waiting.pop(generation, None)
         return self.attached.pop(generation, None)
 
+    def find(self, generation: int) -> Worker | None:
+        """Return a worker that is attached, or will be as soon as its engine can be sent to."""
+        return self.attached.get(generation) or self._waiting.get(generation)
+
     @property
     def num_awaited(self) -> int:
         """How many workers are to be attached as soon as their engines can be sent to."""

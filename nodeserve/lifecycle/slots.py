@@ -115,7 +115,11 @@ class Slots:
         slot.attached = True
         role = slot.role or Role.AGGREGATED
         message = AttachWorker(
-            name=slot.name, generation=slot.generation, role=role, ready=slot.ready
+            name=slot.name,
+            generation=slot.generation,
+            role=role,
+            ready=slot.ready,
+            draining=slot.draining,
         )
         return [TellDispatcher(message)]
 

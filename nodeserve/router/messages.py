@@ -79,13 +79,17 @@ class LegFinished:
 
 @dataclass(frozen=True, slots=True)
 class WorkerAttached:
-    """A worker takes requests. ``num_blocks`` KV blocks of ``block_size`` tokens."""
+    """A worker takes requests. ``num_blocks`` KV blocks of ``block_size`` tokens.
+
+    One that is ``draining`` already gets none, as behind WorkerDraining.
+    """
 
     generation: Generation
     role: Role
     num_blocks: int
     block_size: int
     max_num_seqs: int
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class WorkerView:
         self.num_blocks = attached.num_blocks
         self.block_size = attached.block_size
         self.max_num_seqs = attached.max_num_seqs
-        self.draining = False
+        self.draining = attached.draining
         self.reported_drained = False
         self.running = 0
         self.waiting = 0

@@ -145,12 +145,13 @@ class GatewayServing(_Message, frozen=True, kw_only=True):
 
 
 class AttachWorker(_Message, frozen=True, kw_only=True):
-    """Route to this worker from now on."""
+    """Route to this worker from now on; one that drains ends what it has and gets nothing."""
 
     name: str
     generation: int
     role: Role
     ready: WorkerReady
+    draining: bool = False
 
 
 class DetachWorker(_Message, frozen=True, kw_only=True):

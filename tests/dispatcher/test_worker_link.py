@@ -16,7 +16,16 @@ from nodeserve.wire import control
 from nodeserve.wire.control import AttachWorker, WorkerReady
 from nodeserve.wire.engine_core import ABORT, identity_of
 from nodeserve.wire.kinds import Role
-from tests.dispatcher.fakes import FIELDS, PROBE, WITHIN_S, Inbox, encode, running_node, spec_in
+from tests.dispatcher.fakes import (
+    FIELDS,
+    PROBE,
+    WITHIN_S,
+    FakeEngine,
+    Inbox,
+    encode,
+    running_node,
+    spec_in,
+)
 
 
 def attach(generation: int, ready: bytes | None = None, max_model_len: int = 100) -> AttachWorker:
@@ -156,3 +165,35 @@ def test_node_is_as_long_as_its_shortest_worker_and_as_large_as_all() -> None:
         "data_parallel_size": 1,
         "data_parallel_rank": 0,
     }
+
+
+@pytest.mark.parametrize("told_by", ["a drain", "its attachment"])
+async def test_worker_whose_drain_came_before_its_engine_gets_nothing(
+    tmp_path: Path, told_by: str
+) -> None:
+    async with running_node(tmp_path) as node:
+        engine = FakeEngine(node, 10, Role.AGGREGATED)
+        node.tell(msgspec.structs.replace(attach(10), draining=told_by == "its attachment"))
+        if told_by == "a drain":
+            node.tell(control.DrainWorker(generation=10))
+        assert (await node.status()).workers == ()
+        engine.input.send(encode(engine.ready))
+        await node.told(control.WorkerServing(generation=10))
+        await node.told(control.WorkerDrained(generation=10))
+        other = await node.engine(11, Role.AGGREGATED)
+        gateway = await node.gateway(20)
+        for name in ("a", "b"):
+            gateway.add(name)
+            await other.leg()
+
+
+async def test_role_that_came_before_the_engine_is_the_workers(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        engine = FakeEngine(node, 10, Role.PREFILL)
+        node.tell(attach(10))
+        node.tell(control.SetWorkerRole(generation=10, role=Role.DECODE))
+        assert (await node.status()).workers == ()
+        engine.input.send(encode(engine.ready))
+        await node.told(control.WorkerServing(generation=10))
+        (worker,) = (await node.status()).workers
+        assert worker.role is Role.DECODE

@@ -4,6 +4,7 @@ import pytest
 
 from nodeserve.lifecycle.messages import (
     ConnectGateway,
+    DrainAsked,
     ExitNode,
     KillProcess,
     NodeStarted,
@@ -71,6 +72,15 @@ def test_events_of_a_fenced_generation_change_nothing(node):
     ):
         assert node.tell(event) == []
     assert node.phase("decode-0") is Phase.STARTING
+
+
+def test_the_next_dispatcher_knows_that_a_worker_drains(node):
+    node.up()
+    node.tell(DrainAsked("decode-0", force=True))
+    node.exits("dispatcher")
+    node.tell(TimeElapsed(), at_s=1.0)
+    attached = told(node.tell(ProcessReady(node.generation("dispatcher"))))
+    assert [(m.name, m.draining) for m in attached] == [("prefill-0", False), ("decode-0", True)]
 
 
 def test_the_dispatcher_and_its_gateways_are_one_restart_group(node):

@@ -7,7 +7,6 @@ import pytest
 
 from nodeserve.dispatcher.desk import RequestDesk
 from nodeserve.dispatcher.service import Dispatcher
-from nodeserve.dispatcher.steps import Steps
 from nodeserve.dispatcher.worker_link import WorkerTable
 from nodeserve.engine.simulated.kv_blocks import KvBlocks
 from nodeserve.lifecycle.slots import Slots
@@ -96,10 +95,6 @@ def leased_blocks_are_not_pinned(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KvBlocks, "pin", lambda self, blocks: None)
 
 
-def late_handoff_is_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Steps, "_take_late_handoff", lambda self, codec, output: None)
-
-
 def freed_room_is_not_offered_after_a_loss(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lines, "fleet_changed", lambda self: None)
 
@@ -137,7 +132,6 @@ BUGS = [
     Planted(queue_takes_one_more, "no queue passes its limit", 100),
     Planted(resumed_answer_begins_again, "tokens are contiguous", 100),
     Planted(leased_blocks_are_not_pinned, "InvariantError in check", 100),
-    Planted(late_handoff_is_ignored, "nothing is left", 500),
     Planted(freed_room_is_not_offered_after_a_loss, "nothing waits for ever", 100),
     Planted(gateway_waits_for_both_roles, "nothing waits for ever", 100),
     Planted(waiting_time_is_never_up, "nothing waits for ever", 100),
