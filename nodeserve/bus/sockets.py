@@ -210,9 +210,12 @@ class Reader:
             self._again = self._loop.call_soon(self._drain)
 
     def close(self) -> None:
-        """Stop reading and close the socket."""
+        """Stop reading and close the socket, dropping what it has not sent.
+
+        Its peer may be gone: then the process would wait for the socket's linger at its end.
+        """
         self.pause()
-        self._sock.close()
+        self._sock.close(linger=0)
 
     def _drain(self) -> None:
         if self._again is not None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -280,3 +281,18 @@ async def test_peer_that_never_reads_is_an_error_not_a_growing_queue(
     with pytest.raises(PeerError, match="last 10 messages"):
         writer.send([b"x"])
     writer.close()
+
+
+async def test_a_closed_reader_waits_for_no_peer_however_long_its_socket_would(
+    tmp_path: Path,
+) -> None:
+    own = zmq.Context()
+    sock = open_socket(own, zmq.DEALER)
+    sock.setsockopt(zmq.LINGER, -1)  # for ever
+    sock.connect(f"ipc://{tmp_path}/gone")
+    sock.send(b"to nobody")
+    Reader(sock, lambda frames: None).close()
+    ending = threading.Thread(target=own.term, daemon=True)
+    ending.start()
+    await asyncio.to_thread(ending.join, 10)
+    assert not ending.is_alive()
