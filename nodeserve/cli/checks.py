@@ -202,6 +202,13 @@ def check_socket(socket: Path) -> Iterator[Check]:
     if socket.exists():
         yield _taken(socket, elsewhere)
         return
+    if _has_node(socket):
+        advice = (
+            "nobody new can connect; restart the node, one behind systemd with "
+            "`systemctl restart nodeserve.socket nodeserve.service`"
+        )
+        yield _fail("socket", f"{socket} is gone, and the node behind it runs", advice)
+        return
     directory = socket.parent
     while not directory.exists():
         directory = directory.parent
@@ -210,6 +217,14 @@ def check_socket(socket: Path) -> Iterator[Check]:
     else:
         advice = f"{elsewhere}, or run as another user"
         yield _fail("socket", f"uid {os.getuid()} may not write to {directory}", advice)
+
+
+def _has_node(socket: Path) -> bool:
+    try:
+        ask(find_node(str(socket), None), StatusRequest(), StatusReply, within_s=2.0)
+    except NodeserveError:
+        return False
+    return True
 
 
 def _taken(socket: Path, elsewhere: str) -> Check:

@@ -92,6 +92,15 @@ class Gateways:
             for name, bound in self._sockets.items()
         ]
 
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Where the Unix sockets are that this daemon has made, by their listeners' names."""
+        return {
+            name: held.path
+            for name, held in self._sockets.items()
+            if isinstance(held, UnixListener)
+        }
+
     def listener_of(self, gateway: str) -> Listener:
         """Return the listener that a gateway process serves."""
         return self._by_name[gateway]
@@ -187,7 +196,7 @@ class Gateways:
         while listener.gateways == 1 and failures < SICK_AFTER_PROBES:
             await asyncio.sleep(PROBE_EVERY_S)
             result = await self._ask(listener)
-            failures = 0 if result.serving else failures + 1
+            failures = 0 if result.serving or _is_lost(listener) else failures + 1
             if failures == SICK_AFTER_PROBES:
                 self._report(ProcessSick(generation, result.detail))
 
@@ -198,6 +207,11 @@ class Gateways:
         return await probe_tcp(
             listener.host or "127.0.0.1", listener.port or 0, deadline_s=PROBE_DEADLINE_S
         )
+
+
+def _is_lost(listener: Listener) -> bool:
+    """Whether nobody can connect because the socket's file is gone: no fault of its gateway."""
+    return listener.socket is not None and not Path(listener.socket).exists()
 
 
 def _take_over(held: KeptListener) -> AnyListener:

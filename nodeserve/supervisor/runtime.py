@@ -65,6 +65,11 @@ class RuntimeDirectory:
         """Where each process's output goes, one file per name."""
         return self.path / "logs"
 
+    @property
+    def second_names(self) -> Path:
+        """Where socket files have their second names, below the directory."""
+        return self.path / "kept"
+
     def address(self, name: str) -> str:
         """Return the ZeroMQ address of the internal socket ``name``."""
         return ipc_address(self.path / f"{name}.sock")
@@ -120,3 +125,4 @@ class RuntimeDirectory:
         patterns = ("*.sock", "*.counts", f"*{STORE_SUFFIX}")
         for leftover in [path for pattern in patterns for path in self.path.glob(pattern)]:
             leftover.unlink(missing_ok=True)
+        shutil.rmtree(self.second_names, ignore_errors=True)

@@ -55,6 +55,7 @@ from nodeserve.supervisor.plan import DISPATCHER, slot_plans
 from nodeserve.supervisor.reload import SETTLE_EVERY_S, Reload
 from nodeserve.supervisor.report import ready_line
 from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.supervisor.socket_keeper import SocketKeeper
 from nodeserve.supervisor.spawn import Spawner
 from nodeserve.supervisor.standing import Standing
 from nodeserve.supervisor.watch import Watch
@@ -121,6 +122,7 @@ class Supervisor:
         release_signals()
         listening = asyncio.create_task(self._listen())
         self._in_background(self._watch.run())
+        self._in_background(SocketKeeper(self._runtime, self._life, self._gateways).run())
         self._events.put_nowait(NodeStarted() if self._kept is None else TimeElapsed())
         try:
             while True:

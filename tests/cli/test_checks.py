@@ -113,6 +113,12 @@ def test_a_node_that_runs_there_is_named_with_its_state(daemon):
         assert (check.verdict, check.found.endswith("; no worker decodes")) == (WARN, True)
 
 
+def test_a_node_whose_socket_is_gone_fails(daemon):
+    daemon.answers = [a_status()]
+    [check] = checks.check_socket(daemon.socket)
+    assert (check.verdict, "is gone" in check.found) == (FAIL, True)
+
+
 def test_what_else_is_there_is_told_apart(tmp_path):
     path = tmp_path / "api.sock"
     with sockets.socket(sockets.AF_UNIX) as other:

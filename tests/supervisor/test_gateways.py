@@ -74,6 +74,38 @@ def test_a_gateway_is_ready_when_it_answers_and_sick_when_it_stops(tmp_path, mon
     asyncio.run(body())
 
 
+def test_a_gateway_is_not_sick_because_its_sockets_file_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(gateways, "PROBE_EVERY_S", 0.01)
+    asked = asyncio.Event()
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def body():
+        heard = asyncio.Queue()
+        held = Gateways(config(tmp_path), heard.put_nowait, {})
+        fd_socket = held._sockets["api"].socket
+        server = await asyncio.start_unix_server(answer, sock=fd_socket.dup())
+        held.begin_probing("gateway-api", Generation(4))
+        async with asyncio.timeout(10):
+            assert await heard.get() == ProcessReady(Generation(4))
+            [path] = held.paths.values()
+            path.rename(tmp_path / "away")
+            await asyncio.sleep(0.2)  # several probes
+            (tmp_path / "away").rename(path)
+            asked.clear()
+            await asked.wait()
+        assert heard.empty()
+        server.close()
+        held.close()
+
+    asyncio.run(body())
+
+
 def test_who_connects_to_a_draining_node_is_refused_not_cut_off(tmp_path):
     async def body():
         held = Gateways(config(tmp_path), lambda event: None, {})
