@@ -179,6 +179,10 @@ class SimNode:
         """Return a live worker by its generation."""
         return next((w for w in self._workers() if w.generation == generation), None)
 
+    def is_wanted(self, leg_id: str) -> bool:
+        """Tell whether the present dispatcher waits for what a leg says."""
+        return self.dispatcher is not None and leg_id in self.dispatcher.service.desk.legs
+
     def connect_gateway(self, generation: int, port: GatewayPort) -> None:
         """Connect the dispatcher to a gateway, now or when its process exists."""
         self._ports[generation] = port

@@ -7,13 +7,13 @@ from nodeserve.engine.simulated.core import EngineCore
 from nodeserve.engine.simulated.limits import Limits
 from nodeserve.engine.simulated.loop import OUTPUT_HIGH_WATER
 from nodeserve.engine.simulated.tokens import Vocabulary
-from nodeserve.engine.simulated.wire import FIELDS
-from nodeserve.errors import InvariantError
+from nodeserve.engine.simulated.wire import FIELDS, Handoff
 from nodeserve.ids import Generation
 from nodeserve.perf_model.latency import Link as Bandwidth
 from nodeserve.sim.faults import BLOCK_SIZE, MAX_MODEL_LEN, Plan, PlannedWorker
 from nodeserve.sim.links import Link
 from nodeserve.sim.process import Process
+from nodeserve.sim.story import RuleBrokenError
 from nodeserve.wire.codec import encode
 from nodeserve.wire.control import WorkerHello, WorkerReady
 from nodeserve.wire.engine_core import ADD, identity_of
@@ -229,9 +229,20 @@ class SimWorker(Process):
             self.node.queue.after(delay_s, lambda: peer.ports.engine_gone(identity))
 
     def check(self) -> None:
-        """Raise InvariantError unless what its engine holds adds up."""
-        if self.engine is not None:
-            self.engine.scheduler.check()
-            free = self.engine.scheduler.kv_usage
-            if not 0.0 <= free <= 1.0:
-                raise InvariantError(f"{self}: KV usage {free}")
+        """Raise InvariantError unless its engine adds up and what it pulls is leased."""
+        if self.engine is None:
+            return
+        self.engine.scheduler.check()
+        for sequence in self.engine.scheduler.handoffs.loading:
+            if sequence.handoff is not None and self.node.is_wanted(sequence.request_id):
+                self._check_pull(sequence.handoff)
+
+    def _check_pull(self, handoff: Handoff) -> None:
+        """A lease holds as long as a leg pulls, unless its owner has died or ended it by itself."""
+        owner = self.node.worker_of(handoff.engine)
+        if owner is None or owner.engine is None:
+            return
+        handoffs = owner.engine.scheduler.handoffs
+        if not handoffs.holds(handoff.lease_id) and not handoffs.stats()["expired"]:
+            text = f"{self} pulls under lease {handoff.lease_id} of {owner}, which was released"
+            raise RuleBrokenError("what is pulled is leased", text)

@@ -7,6 +7,7 @@ import pytest
 
 from nodeserve.dispatcher.desk import RequestDesk
 from nodeserve.dispatcher.service import Dispatcher
+from nodeserve.dispatcher.utilities import Utilities
 from nodeserve.dispatcher.worker_link import WorkerTable
 from nodeserve.engine.simulated.kv_blocks import KvBlocks
 from nodeserve.lifecycle.slots import Slots
@@ -95,6 +96,27 @@ def leased_blocks_are_not_pinned(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KvBlocks, "pin", lambda self, blocks: None)
 
 
+def release_names_the_next_lease(patch: pytest.MonkeyPatch) -> None:
+    sound = Utilities.release
+    patch.setattr(
+        Utilities, "release", lambda self, worker, lease_id: sound(self, worker, lease_id + 1)
+    )
+
+
+def lease_is_released_when_the_pull_begins(patch: pytest.MonkeyPatch) -> None:
+    sound = RequestDesk._start_leg
+
+    def start_leg(self, command):
+        sound(self, command)
+        request = self._requests.get(command.request_id)
+        if command.lease_id is not None and request is not None:
+            owner = self.workers.attached.get(request.handoff.engine)
+            if owner is not None:
+                self._utilities.release(owner, command.lease_id)
+
+    patch.setattr(RequestDesk, "_start_leg", start_leg)
+
+
 def freed_room_is_not_offered_after_a_loss(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lines, "fleet_changed", lambda self: None)
 
@@ -132,6 +154,8 @@ BUGS = [
     Planted(queue_takes_one_more, "no queue passes its limit", 100),
     Planted(resumed_answer_begins_again, "tokens are contiguous", 100),
     Planted(leased_blocks_are_not_pinned, "InvariantError in check", 100),
+    Planted(release_names_the_next_lease, "nothing is left", 100),
+    Planted(lease_is_released_when_the_pull_begins, "what is pulled is leased", 100),
     Planted(freed_room_is_not_offered_after_a_loss, "nothing waits for ever", 100),
     Planted(gateway_waits_for_both_roles, "nothing waits for ever", 100),
     Planted(waiting_time_is_never_up, "nothing waits for ever", 100),
