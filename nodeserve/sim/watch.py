@@ -22,7 +22,6 @@ from nodeserve.router.messages import (
     RoleChanged,
     StartLeg,
     TimeElapsed,
-    WakeAt,
     WorkerAttached,
     WorkerDraining,
     WorkerLost,
@@ -94,7 +93,7 @@ class RouterWatch:
         elif isinstance(event, MAKE_ROOM) and commands:
             self._is_settled = True
         if self._is_settled and isinstance(event, MAKE_ROOM):
-            self._nobody_waits_beside_room(now_s)
+            commands = commands + self._nobody_waits_beside_room(now_s)
         return commands
 
     # --------------------------------------------------------------------------- events
@@ -190,10 +189,14 @@ class RouterWatch:
             queued = self._router.queued_count
             self._require("no queue passes its limit", queued <= limit, f"{queued} of {limit}")
 
-    def _nobody_waits_beside_room(self, now_s: float) -> None:
+    def _nobody_waits_beside_room(self, now_s: float) -> list[Command]:
+        """Offer the room once more; return what else was due just now, if time has leapt."""
         said = self._handle(TimeElapsed(), now_s=now_s)
-        late = [command for command in said if not isinstance(command, WakeAt)]
+        late = [command for command in said if isinstance(command, StartLeg)]
         self._require("nobody waits beside room", not late, late)
+        for command in said:
+            self._look_at(command, self._router.queued_count)
+        return said
 
     def _require(self, rule: str, holds: object, detail: Any) -> None:
         if not holds:
