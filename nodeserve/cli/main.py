@@ -23,10 +23,12 @@ COMMANDS: Final = {
     "role": "Change what a worker is used for.",
     "install": "Make nodeserve a service of systemd.",
     "uninstall": "Take the service away again.",
+    "check-config": "Say what is wrong with a configuration file.",
     "doctor": "Check what this machine has and lacks.",
     "completion": "Print the shell completion script.",
 }
-"""Each is ``nodeserve.cli.<name>:command``; the text stands in ``nodeserve --help``."""
+"""Each is ``nodeserve.cli.<name>:command``, with ``_`` for ``-``; ``nodeserve --help`` shows the
+text."""
 
 
 class LazyGroup(click.Group):
@@ -40,7 +42,7 @@ class LazyGroup(click.Group):
         """Import one subcommand."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"nodeserve.cli.{cmd_name}")
+        module = importlib.import_module(f"nodeserve.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

@@ -239,7 +239,7 @@ def _workers(
     workers = []
     for worker in place_workers(tables, topology, at):
         args = {
-            **(_role_defaults(worker.role) if on_gpu else {}),
+            **(role_defaults(worker.role) if on_gpu else {}),
             **file.engine.args,
             **worker.args,
             **extra,
@@ -263,7 +263,7 @@ def _compare_sizes(workers: Sequence[Worker], problems: Problems) -> None:
         )
 
 
-def _role_defaults(role: Role) -> dict[str, ArgValue]:
+def role_defaults(role: Role) -> dict[str, ArgValue]:
     """Return what a role changes in vLLM's own defaults on a GPU."""
     return {"max_num_batched_tokens": _PREFILL_BATCH_TOKENS} if role is Role.PREFILL else {}
 

@@ -26,6 +26,7 @@ from nodeserve.router.messages import (
     ListenerChanged,
     NodeDraining,
     RoleChanged,
+    SettingsChanged,
     TimeElapsed,
     WorkerAttached,
 )
@@ -302,8 +303,8 @@ class Dispatcher:
                 gateway = self._gateways.get(message.generation)
                 if gateway is not None:
                     self._end_gateway(gateway, "the supervisor said so")
-            case control.DrainNode():
-                self.desk.tell(NodeDraining())
+            case control.DrainNode() | control.SetRouting():
+                self.desk.tell(_of_the_node(message))
             case control.SayAgain():
                 self._reports.say_again()
             case control.ReportStatus():
@@ -373,3 +374,9 @@ def _listener(message: control.AttachGateway) -> ListenerChanged:
         max_queued=tenant.max_queued_requests,
         queue_timeout_s=tenant.queue_timeout_s if math.isfinite(tenant.queue_timeout_s) else None,
     )
+
+
+def _of_the_node(message: control.DrainNode | control.SetRouting) -> NodeDraining | SettingsChanged:
+    if isinstance(message, control.DrainNode):
+        return NodeDraining()
+    return SettingsChanged(message.local_prefill_tokens, message.max_queued_requests)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from nodeserve.ids import Generation
+from nodeserve.lifecycle.slot import SlotPlan
 from nodeserve.wire.control import (
     AttachGateway,
     AttachWorker,
@@ -105,6 +106,21 @@ class RestartAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class EndAsked:
+    """A process that is no worker is to end in its own time and, maybe, to start again."""
+
+    name: str
+    start_again: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Replanned:
+    """The node is to have these processes: new ones start, others go when they are down."""
+
+    plans: tuple[SlotPlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RoleAsked:
     """An operator wants a worker to be used for something else."""
 
@@ -117,6 +133,9 @@ class TimeElapsed:
     """The time in ``NodeLife.wake_at_s`` has come."""
 
 
+Wish = DrainAsked | RestartAsked | RoleAsked | EndAsked | Replanned
+"""What an operator, or a new configuration, wants of the processes."""
+
 Event = (
     NodeStarted
     | ProcessReady
@@ -128,9 +147,7 @@ Event = (
     | ProcessSick
     | ProcessHeld
     | StopAsked
-    | DrainAsked
-    | RestartAsked
-    | RoleAsked
+    | Wish
     | TimeElapsed
 )
 

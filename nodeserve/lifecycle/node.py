@@ -10,6 +10,7 @@ from nodeserve.lifecycle.messages import (
     AnnounceReady,
     Command,
     DrainAsked,
+    EndAsked,
     EngineReady,
     Event,
     ExitNode,
@@ -20,12 +21,14 @@ from nodeserve.lifecycle.messages import (
     ProcessHeld,
     ProcessReady,
     ProcessSick,
+    Replanned,
     RestartAsked,
     RoleAsked,
     StopAccepting,
     StopAsked,
     TellDispatcher,
     TimeElapsed,
+    Wish,
     WorkerEmptied,
     WorkerRouted,
 )
@@ -34,12 +37,7 @@ from nodeserve.lifecycle.shutdown import SETTLE_S, Patience, daemon_exit_code, n
 from nodeserve.lifecycle.slot import AfterStop, Slot, SlotPlan
 from nodeserve.lifecycle.slots import Slots
 from nodeserve.lifecycle.state import NodePhase, NodeState
-from nodeserve.wire.control import (
-    DrainNode,
-    DrainWorker,
-    SetWorkerRole,
-    WorkerReady,
-)
+from nodeserve.wire.control import DrainNode, DrainWorker, SetWorkerRole, WorkerReady
 from nodeserve.wire.kinds import ProcessKind, Role
 
 
@@ -135,7 +133,7 @@ class NodeLife:
                 return self._node_emptied(now_s)
             case StopAsked():
                 return self._stop_asked(now_s)
-            case DrainAsked() | RestartAsked() | RoleAsked():
+            case DrainAsked() | RestartAsked() | RoleAsked() | EndAsked() | Replanned():
                 return self._wish(event, now_s)
             case TimeElapsed():
                 return self._time_elapsed(now_s)
@@ -257,7 +255,10 @@ class NodeLife:
 
     # ---------------------------------------------------------------- operator's wishes
 
-    def _wish(self, event: DrainAsked | RestartAsked | RoleAsked, now_s: float) -> list[Command]:
+    def _wish(self, event: Wish, now_s: float) -> list[Command]:
+        if isinstance(event, EndAsked | Replanned):
+            commands = self._slots.rearrange(event, self._patience.stop_s, now_s)
+            return commands + self._start_where_possible(now_s)
         slot = self._slots.worker(event.worker)
         match event:
             case DrainAsked(force=force):

@@ -10,14 +10,16 @@ from nodeserve.lifecycle import process
 from nodeserve.lifecycle.messages import (
     Command,
     ConnectGateway,
+    EndAsked,
     KillProcess,
+    Replanned,
     SpawnProcess,
     TellDispatcher,
     TerminateProcess,
 )
 from nodeserve.lifecycle.process import Phase, ProcessLife
 from nodeserve.lifecycle.restart import RestartHistory
-from nodeserve.lifecycle.slot import Slot, SlotPlan
+from nodeserve.lifecycle.slot import AfterStop, Slot, SlotPlan
 from nodeserve.wire.control import AttachWorker, DetachGateway, DetachWorker
 from nodeserve.wire.kinds import ProcessKind, Role
 
@@ -38,6 +40,38 @@ class Slots:
                 for place, plan in enumerate(plans)
             }
         )
+
+    def replan(self, plans: Iterable[SlotPlan]) -> None:
+        """Make room for new processes, and forget those that are not planned and do not run."""
+        planned = {plan.name: plan for plan in plans}
+        for name, slot in list(self.by_name.items()):
+            if name in planned:
+                slot.plan = planned[name]
+            elif not slot.running:
+                del self.by_name[name]
+        for place, (name, plan) in enumerate(planned.items()):
+            if name not in self.by_name:
+                life = ProcessLife(RestartHistory(place=place))
+                self.by_name[name] = Slot(plan, life, role=plan.role)
+
+    def rearrange(self, event: EndAsked | Replanned, grace_s: float, now_s: float) -> list[Command]:
+        """Have other processes from now on, or end one; new ones are not started here."""
+        if isinstance(event, EndAsked):
+            return self.end(event, grace_s, now_s)
+        self.replan(event.plans)
+        return []
+
+    def end(self, event: EndAsked, grace_s: float, now_s: float) -> list[Command]:
+        """End a process, or what is left of it, for good or to start it again."""
+        slot = self.by_name[event.name]
+        slot.wanted = event.start_again
+        slot.after_stop = AfterStop.START_AGAIN if event.start_again else AfterStop.STAY_DOWN
+        down = slot.life.phase in (Phase.DOWN, Phase.BACKOFF, Phase.FAILED)
+        if slot.life.phase is Phase.STOPPING:
+            return []
+        if down and event.start_again:
+            return self.apply(slot, process.StartRequested(), now_s)
+        return self.apply(slot, process.StopRequested(grace_s), now_s)
 
     def check(self) -> None:
         """Raise InvariantError unless generations are unique and each process is consistent."""

@@ -36,7 +36,7 @@ class Lines:
     ) -> None:
         self._books = books
         self._flows = flows
-        self._local_prefill_tokens = local_prefill_tokens
+        self.local_prefill_tokens = local_prefill_tokens
         self.queue = queue
         # Requests that prefill or have prefilled and that no decode slot is kept for.
         self.decode_line = DecodeLine()
@@ -136,7 +136,7 @@ class Lines:
             flow.request,
             fleet,
             cached,
-            local_prefill_tokens=self._local_prefill_tokens,
+            local_prefill_tokens=self.local_prefill_tokens,
             may_reserve=num_waiting == 0,
             # Only the first in the queue: else those who need a decode worker's own prefill
             # would be passed by prompts that run ahead, and find its room gone each time.

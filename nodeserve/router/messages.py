@@ -177,6 +177,14 @@ class NodeDraining:
 
 
 @dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    """The operator's settings for routing are others from here on; see RouterConfig."""
+
+    local_prefill_tokens: int
+    max_queued_requests: int
+
+
+@dataclass(frozen=True, slots=True)
 class TimeElapsed:
     """A time asked for by WakeAt has come."""
 
@@ -197,6 +205,7 @@ Event = (
     | BlocksRemoved
     | ListenerChanged
     | NodeDraining
+    | SettingsChanged
     | TimeElapsed
 )
 

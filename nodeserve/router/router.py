@@ -33,6 +33,7 @@ from nodeserve.router.messages import (
     RequestAborted,
     RequestArrived,
     RoleChanged,
+    SettingsChanged,
     TimeElapsed,
     WorkerAttached,
     WorkerDraining,
@@ -79,7 +80,7 @@ class Router:
     """
 
     def __init__(self, config: RouterConfig) -> None:
-        self._config = config
+        self._max_queued_requests = config.max_queued_requests
         self._flows: dict[RequestId, RequestFlow] = {}
         self._num_arrivals = 0
         self._aborted_prefills = AbortedPrefills(MAX_ABORTED_PREFILLS)
@@ -104,6 +105,7 @@ class Router:
             BlocksRemoved: self._books.blocks_removed,
             ListenerChanged: self._listener_changed,
             NodeDraining: self._node_begins_to_drain,
+            SettingsChanged: self._settings_changed,
             TimeElapsed: lambda _: self._lines.time_has_come(),
         }
 
@@ -160,7 +162,7 @@ class Router:
         if (too_large := self._books.why_too_large(event)) is not None:
             self._lines.refuse(flow, too_large)
             return
-        self._lines.arrive(flow, self._config.max_queued_requests)
+        self._lines.arrive(flow, self._max_queued_requests)
 
     def _request_aborted(self, event: RequestAborted) -> None:
         flow = self._flows.get(event.request_id)
@@ -284,6 +286,10 @@ class Router:
         self._queue.change_listener(event)
         self._lines.offer_room()
         self._lines.wake_in_time()
+
+    def _settings_changed(self, event: SettingsChanged) -> None:
+        self._max_queued_requests = event.max_queued_requests
+        self._lines.local_prefill_tokens = event.local_prefill_tokens
 
     def _node_begins_to_drain(self, _event: NodeDraining) -> None:
         self._node_draining = True

@@ -7,7 +7,7 @@ from typing import Final
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Phase
-from nodeserve.lifecycle.slot import AfterStop, Slot
+from nodeserve.lifecycle.slot import NO_GENERATION, AfterStop, Slot
 from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor.report import first_line
 from nodeserve.wire.kinds import ProcessKind, Role
@@ -25,6 +25,9 @@ class _Seen:
     role: Role | None
 
 
+_NEW: Final = _Seen(Phase.DOWN, NO_GENERATION, draining=False, role=None)
+
+
 class Chronicle:
     """Compares the node with what it was. Call ``look`` after every event."""
 
@@ -36,7 +39,8 @@ class Chronicle:
     def look(self, *, now_s: float) -> None:
         """Log what has changed since the last time."""
         for slot in self._life.slots.values():
-            before, after = self._seen[slot.name], _see(slot)
+            after = _see(slot)
+            before = self._seen.get(slot.name, _NEW)
             if after != before:
                 self._seen[slot.name] = after
                 _tell(slot, before, now_s)
@@ -56,7 +60,7 @@ def _see(slot: Slot) -> _Seen:
 
 
 def _tell(slot: Slot, before: _Seen, now_s: float) -> None:
-    if slot.role is not before.role:
+    if slot.role is not before.role and before.role is not None:
         _log.info("worker_role name=%s role=%s before=%s", slot.name, slot.role, before.role)
     if _see(slot).draining and not before.draining:
         then = "restart" if slot.after_stop is AfterStop.START_AGAIN else "stay_down"

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from nodeserve.bus.channel import ControlServer
 from nodeserve.config.node import NodeConfig
 from nodeserve.lifecycle.node import NodeLife
+from nodeserve.supervisor.changes import Changes
 from nodeserve.supervisor.children import Children
 from nodeserve.supervisor.gateways import Gateways
-from nodeserve.supervisor.handover import Handover, taken_over
+from nodeserve.supervisor.handover import Handover
 from nodeserve.supervisor.operator_desk import OperatorDesk
 from nodeserve.supervisor.outbox import Outbox
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.wire.control import ChildFailed
-from nodeserve.wire.kinds import ProcessKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class Estate:
     children: Children
     gateways: Gateways
     desk: OperatorDesk
+    changes: Changes
     causes: dict[int, ChildFailed]
     started_s: float
     num_reloads: int
@@ -51,16 +52,17 @@ class Estate:
             promises=self.desk.promises,
             asked_by=asked_by,
             num_reloads=self.num_reloads + 1,
+            before=self.config,
+            rollout=self.changes.rollout,
         )
 
     def take_up(self, kept: Handover) -> None:
         """Go on with what the program before this one left."""
-        taken_over(kept)
         self.children.take_over(kept.children)
         self.causes.update((failed.generation, failed) for failed in kept.causes)
         self.desk.promises.extend(kept.promises)
         for slot in self.life.slots.values():
-            if slot.kind is ProcessKind.GATEWAY and slot.attached:
+            if slot.attached and slot.name in self.gateways.names:
                 self.gateways.begin_probing(slot.name, slot.generation)
 
     def is_settled(self) -> bool:

@@ -2,7 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +70,41 @@ class Gateways:
         }
         self._sockets: dict[str, AnyListener] = {}
         self._probing: dict[Generation, asyncio.Task[None]] = {}
+        names = {listener.name for listener in config.listeners}
         for held in kept:
-            self._sockets[held.name] = _take_over(held)
+            taken = _take_over(held)
+            if held.name in names:
+                self._sockets[held.name] = taken
+            else:  # its gateway answers whom it has accepted
+                taken.close()
+        self.open(config.listeners, activated)
+
+    def open(self, listeners: Sequence[Listener], activated: Activated) -> list[str]:
+        """Bind the listeners that have no socket yet, all or none; return their names.
+
+        Raises:
+            ConfigError: A listener's address can't be used.
+            PeerError: A live process holds it.
+        """
+        missing = [listener for listener in listeners if listener.name not in self._sockets]
+        opened: dict[str, AnyListener] = {}
         with ExitStack() as bound:
-            for listener in config.listeners:
-                if listener.name in self._sockets:
-                    continue
-                self._sockets[listener.name] = self._open(listener, activated.get(listener.name))
-                bound.callback(self._sockets[listener.name].close)
+            for listener in missing:
+                opened[listener.name] = self._open(listener, activated.get(listener.name))
+                bound.callback(opened[listener.name].close)
             bound.pop_all()
+        self._sockets.update(opened)
+        return list(opened)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Close what ``open`` has opened."""
+        for name in names:
+            self._sockets.pop(name).close()
+
+    @property
+    def names(self) -> AbstractSet[str]:
+        """The gateway processes of all listeners."""
+        return self._by_name.keys()
 
     @property
     def kept(self) -> list[KeptListener]:

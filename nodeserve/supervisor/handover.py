@@ -15,6 +15,7 @@ import msgspec
 
 from nodeserve.config.node import NodeConfig
 from nodeserve.errors import PeerError
+from nodeserve.lifecycle.rollout import Rollout
 from nodeserve.lifecycle.state import NodeState
 from nodeserve.supervisor.children import Kept
 from nodeserve.supervisor.gateways import KeptListener
@@ -38,6 +39,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         asked_by: Whose command this answers; None for a signal.
         started_s: When the node was started.
         num_reloads: How often the supervisor has been replaced.
+        before: What the node ran with until now; None where that does not change.
+        rollout: What is still to be done for the configuration before.
         asked_again: Whether a signal asked for the next reload while this one was under way.
     """
 
@@ -53,6 +56,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     asked_by: bytes | None = None
     num_reloads: int = 0
     asked_again: bool = False
+    before: NodeConfig | None = None
+    rollout: Rollout = msgspec.field(default_factory=Rollout)
 
     def fds(self) -> Iterator[int]:
         """Return every fd that must stay open."""

@@ -10,7 +10,7 @@ from nodeserve.clock import MonotonicClock
 from nodeserve.config.node import NodeConfig
 from nodeserve.supervisor.activation import Activated, match_listeners, take_sockets
 from nodeserve.supervisor.caretaker import take_care
-from nodeserve.supervisor.handover import Handover, TakeOver, unpack
+from nodeserve.supervisor.handover import Handover, TakeOver, taken_over, unpack
 from nodeserve.supervisor.kernel import become_subreaper, name_process
 from nodeserve.supervisor.notify import notifier_of_this_process
 from nodeserve.supervisor.runtime import RuntimeDirectory
@@ -54,6 +54,7 @@ def take_over(errand: TakeOver) -> int:
     faulthandler.enable()
     state = unpack(errand.state_fd)
     os.close(errand.state_fd)
+    taken_over(state)
     become_subreaper()
     name_process("nodeserve")
     runtime = RuntimeDirectory.taken_over(Path(state.config.runtime_dir), state.lock_fd)

@@ -134,7 +134,10 @@ class OperatorDesk:
 
     def _outcome(self, promise: KeptPromise) -> control.CommandReply | None:
         """Return how a command ended; None while that is open."""
-        slot = self._life.slots[promise.worker]
+        slot = self._life.slots.get(promise.worker)
+        if slot is None:
+            gone = f"{promise.worker} is no worker of this node any more"
+            return control.CommandReply(error=gone)
         phase = slot.life.phase
         moved = slot.generation != promise.since_generation
         failed = None

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from nodeserve.clock import Clock
+from nodeserve.config.diff import compare
 from nodeserve.config.node import NodeConfig
 from nodeserve.config.release import nodeserve_version
 from nodeserve.errors import ConfigError, NodeserveError, PeerError
@@ -41,6 +42,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     version: str
     config: NodeConfig
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,12 @@ class Reload:
         """Whether one is being rehearsed or due."""
         return self._rehearsing is not None or self.is_due
 
-    def ask(self, asked_by: bytes | None) -> None:
-        """Begin a reload, or say why it cannot be now."""
+    def ask(self, asked_by: bytes | None, *, dry_run: bool = False) -> None:
+        """Begin a reload, or say why it cannot be now; in a dry run, say what it would do."""
         if (refusal := self._refusal()) is not None:
             self._refuse(asked_by, refusal)
         elif self._rehearsing is None and self._due is None:
-            self._rehearsing = asyncio.create_task(self._rehearse(asked_by))
+            self._rehearsing = asyncio.create_task(self._rehearse(asked_by, dry_run))
         elif asked_by is None:
             self._again = True  # the settings may be newer than those being rehearsed
         else:
@@ -137,18 +139,21 @@ class Reload:
             return None
         return PeerError(f"the node is {phase}; reload it while it serves")
 
-    async def _rehearse(self, asked_by: bytes | None) -> None:
+    async def _rehearse(self, asked_by: bytes | None, dry_run: bool) -> None:  # noqa: FBT001
         estate = self._estate
         try:
             outcome = await rehearse(estate.children, estate.state(estate.config, None))
         except NodeserveError as error:
             self._refuse(asked_by, error)
         else:
+            if asked_by is not None and dry_run:
+                self._answer(asked_by, CommandReply(detail=plan_text(outcome)))
+                return
             self._due = _Due(outcome, asked_by, self._clock.now_s() + SETTLE_S)
         finally:
             self._rehearsing = None
-        self._look_again()
-        self._wake()
+            self._look_again()
+            self._wake()
 
     def _look_again(self) -> None:
         if self._again and self._due is None:
@@ -157,12 +162,19 @@ class Reload:
 
     def _become(self, due: _Due) -> None:
         _log.info("supervisor_reloading version=%s", due.outcome.version)
+        try:
+            opened = self._estate.gateways.open(due.outcome.config.listeners, {})
+        except NodeserveError as error:
+            self._let_signals_in()
+            self._give_up(due, error)
+            return
         self._estate.server.hang_up()
         try:
             state = self._estate.state(due.outcome.config, due.asked_by)
             handover.execute(msgspec.structs.replace(state, asked_again=self._again))
         except OSError as error:
             self._let_signals_in()
+            self._estate.gateways.drop(opened)
             self._estate.server.pick_up()
             self.ask_what_was_missed()
             self._give_up(due, PeerError(f"the kernel does not execute it: {error}"))
@@ -215,11 +227,22 @@ def play(errand: Rehearse, config: NodeConfig) -> int:
     Raises:
         NodeserveError: Why not.
     """
-    handover.unpack(errand.state_fd)
-    outcome = Outcome(version=nodeserve_version(), config=config)
+    state = handover.unpack(errand.state_fd)
+    config, change = compare(state.config, config)
+    for name, role in change.roles.items():
+        state.node.slots.worker(name).require_role(role)
+    steps = tuple(change.lines())
+    outcome = Outcome(version=nodeserve_version(), config=config, steps=steps)
     with os.fdopen(errand.result_fd, "wb") as file:
         file.write(msgspec.msgpack.encode(outcome))
     return 0
+
+
+def plan_text(outcome: Outcome) -> str:
+    """Return what a reload does, for people."""
+    if not outcome.steps:
+        return "no setting has changed; nothing but the supervisor would be replaced"
+    return "\n".join(["a reload would do this:", *(f"  {step}" for step in outcome.steps)])
 
 
 def _error_of(code: int, said: Sequence[str]) -> NodeserveError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from nodeserve.bus.channel import ControlServer
 from nodeserve.bus.sockets import listen_at
 from nodeserve.clock import Clock
+from nodeserve.config.diff import compare
 from nodeserve.config.node import NodeConfig
 from nodeserve.config.release import nodeserve_version
 from nodeserve.errors import ConfigError, InvariantError, NodeserveError, PeerError
@@ -37,10 +38,12 @@ from nodeserve.lifecycle.messages import (
 )
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.rollout import Rollout
 from nodeserve.lifecycle.shutdown import Patience
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.supervisor.activation import Activated
 from nodeserve.supervisor.cgroup import delegated_groups
+from nodeserve.supervisor.changes import Changes
 from nodeserve.supervisor.children import Child, Children, Exit
 from nodeserve.supervisor.chronicle import Chronicle
 from nodeserve.supervisor.estate import Estate
@@ -109,6 +112,10 @@ class Supervisor:
             Outside(apply=self._apply_wish, tell=self._tell_dispatcher, answer=self._reply),
             started_s=self._started_s,
         )
+        rollout = Rollout() if kept is None else kept.rollout
+        self._changes = Changes(
+            self._life, rollout, apply=self._apply_wish, tell=self._tell_dispatcher
+        )
         wake = partial(self._events.put_nowait, TimeElapsed())
         self._reload = Reload(self._estate(), clock, wake=wake, answer=self._reply)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,6 +137,7 @@ class Supervisor:
                 ended = self._apply(event)
                 if ended is not None:
                     return self._leave(ended)
+                self._changes.go_on()
                 if self._events.empty():
                     self._reload.carry_out()
                 if not self._reload.is_under_way:
@@ -268,6 +276,7 @@ class Supervisor:
             children=self._children,
             gateways=self._gateways,
             desk=self._desk,
+            changes=self._changes,
             causes=self._exits.causes,
             started_s=self._started_s,
             num_reloads=0 if self._kept is None else self._kept.num_reloads,
@@ -280,13 +289,16 @@ class Supervisor:
             if slot.kind is ProcessKind.FORKSERVER and slot.life.phase is Phase.STARTING:
                 self._in_background(self._wait_until_loaded(slot))
         self._reload.ask_what_was_missed()
+        _, change = compare(kept.before or kept.config, kept.config)
+        self._changes.begin(change, kept.config)
         if kept.asked_again:
             self._reload.ask(None)
         version, number = nodeserve_version(), len(kept.children.children)
         _log.info("supervisor_reloaded version=%s reloads=%d", version, kept.num_reloads)
         if kept.asked_by is not None:
             detail = f"reloaded: nodeserve {version} goes on with its {number} processes"
-            self._reply(kept.asked_by, control.CommandReply(detail=detail))
+            said = "\n".join([detail, *(f"  {line}" for line in change.lines())])
+            self._reply(kept.asked_by, control.CommandReply(detail=said))
 
     def _hung_up(self, has_terminal: bool) -> None:  # noqa: FBT001  (a fact, of the signal)
         if has_terminal:
@@ -294,9 +306,9 @@ class Supervisor:
         else:
             self._ask_to_reload(None)
 
-    def _ask_to_reload(self, asked_by: bytes | None) -> None:
+    def _ask_to_reload(self, asked_by: bytes | None, *, dry_run: bool = False) -> None:
         self._standing.reloading()
-        self._reload.ask(asked_by)
+        self._reload.ask(asked_by, dry_run=dry_run)
         self._events.put_nowait(TimeElapsed())
 
     async def _wait_until_loaded(self, slot: Slot) -> None:
@@ -341,7 +353,7 @@ class Supervisor:
                 if (slot := self._life.of_generation(generation)) is not None:
                     self._gateways.said_to_serve(slot.name, slot.generation)
             case control.ReloadRequest():
-                self._ask_to_reload(identity)
+                self._ask_to_reload(identity, dry_run=message.dry_run)
             case _:
                 self._desk.hear(identity, message)
 

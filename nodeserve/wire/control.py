@@ -202,6 +202,13 @@ class NodeDrained(_Message, frozen=True, kw_only=True):
     """No request is left on the node."""
 
 
+class SetRouting(_Message, frozen=True, kw_only=True):
+    """Route by these settings from now on; they mean what they mean in a DispatcherSpec."""
+
+    local_prefill_tokens: int
+    max_queued_requests: int
+
+
 class SayAgain(_Message, frozen=True, kw_only=True):
     """Repeat every report that still holds; the supervisor may have missed some of them.
 
@@ -284,7 +291,12 @@ class RoleRequest(_Message, frozen=True, kw_only=True):
 
 
 class ReloadRequest(_Message, frozen=True, kw_only=True):
-    """Replace the supervisor by the program on disk and read the configuration again."""
+    """Replace the supervisor by the program on disk and read the configuration again.
+
+    With ``dry_run`` only say what that would change.
+    """
+
+    dry_run: bool = False
 
 
 class CommandReply(_Message, frozen=True, kw_only=True):
@@ -319,6 +331,7 @@ Message = (
     | DetachGateway
     | DrainNode
     | NodeDrained
+    | SetRouting
     | SayAgain
     | ReportStatus
     | DispatcherStatus

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from nodeserve.wire.control import DrainRequest, ReloadRequest, RestartRequest
@@ -169,6 +170,118 @@ def test_a_restart_that_an_operator_waits_for_goes_on_in_the_next_program(node):
     assert node.process_named("prefill-1").state == "down"
 
 
+def workers(num_prefill, num_decode, more=""):
+    return "".join(
+        f'[[workers]]\nrole = "{role}"\ncount = {count}\n{more}'
+        for role, count in (("prefill", num_prefill), ("decode", num_decode))
+    )
+
+
+def test_a_new_configuration_restarts_only_what_it_must_and_loses_no_request(node):
+    """Four simulated GPUs: roles, a setting of the router, a worker less, and one more again."""
+    load = Load(node)
+    before = incarnations(node.status())
+    node.config.write_text(workers(1, 3) + "[router]\nmax_queued_requests = 9\n")
+    plan = node.command(ReloadRequest(dry_run=True)).detail
+    assert "at once: router.max_queued_requests 10000 -> 9" in plan
+    assert "worker prefill-1: used for decode from now on" in plan
+    assert incarnations(node.status()) == before
+    assert node.command(ReloadRequest()).error is None
+    status = node.wait_until(
+        lambda status: next(p for p in status.processes if p.name == "prefill-1").role == "decode"
+    )
+    assert incarnations(status) == before
+
+    node.config.write_text(workers(1, 2))
+    reply = node.command(ReloadRequest())
+    assert "worker prefill-1: drained, then ended" in reply.detail
+    status = node.wait_until(lambda status: "prefill-1" not in incarnations(status))
+    kept = {name: before[name] for name in before if name != "prefill-1"}
+    assert incarnations(status) == kept
+
+    node.config.write_text(workers(2, 2))
+    assert "worker prefill-1: started" in node.command(ReloadRequest()).detail
+    status = node.wait_until(
+        lambda status: (
+            len(status.processes) == len(before)
+            and all(p.state == "ready" for p in status.processes)
+        )
+    )
+    assert incarnations(status) | kept == incarnations(status)
+    assert load.end()[1] == 0
+
+
+def test_new_arguments_restart_the_workers_one_by_one_and_lose_no_request(node):
+    load = Load(node)
+    before = incarnations(node.status())
+    node.config.write_text(workers(2, 2, "args = { max_num_seqs = 32 }\n"))
+    detail = node.command(ReloadRequest()).detail
+    assert "worker decode-1: drained and restarted, one by one" in detail
+    hang_up(node)  # in the middle of it, with nothing new
+
+    def are_renewed(status):
+        now = incarnations(status)
+        away = [p.name for p in status.processes if p.state != "ready"]
+        assert len(away) <= 1, "one by one"
+        return not away and all(
+            now[name][1] > before[name][1] for name in before if "code" in name or "fill" in name
+        )
+
+    status = node.wait_until(are_renewed)
+    for name in ("dispatcher", "gateway-api", "forkserver"):
+        assert incarnations(status)[name] == before[name]
+    assert load.end()[1] == 0
+
+
+def test_listeners_come_and_go_beside_those_that_stay(node, tmp_path):
+    more = tmp_path / "more.sock"
+    api = f'[[listener]]\nname = "api"\nsocket = "{node.socket}"\n'
+    both = f'{api}[[listener]]\nname = "more"\nsocket = "{more}"\n'
+    before = incarnations(node.status())
+    node.config.write_text(both)
+    assert "listener more: opened" in node.command(ReloadRequest()).detail
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(more)), timeout=60) as client:
+        body = {"model": node.model, "prompt": "hello", "max_tokens": 2}
+        assert client.post("http://node/v1/completions", json=body).status_code == 200
+    status = node.wait_until(lambda status: status.state == "ready")
+    assert incarnations(status) | before == incarnations(status)
+    node.config.write_text(api)
+    assert "listener more: closed" in node.command(ReloadRequest()).detail
+    assert not more.exists()
+    status = node.wait_until(lambda status: "gateway-more" not in incarnations(status))
+    assert incarnations(status) == before
+    node.config.write_text(both.replace("more.sock", "no/such/more.sock"))
+    (tmp_path / "no").write_text("a file")
+    assert node.command(ReloadRequest()).exit_code == 78
+    assert incarnations(node.status()) == before
+    (tmp_path / "no").unlink()
+
+
+def test_a_gateway_is_renewed_behind_its_socket(node):
+    before = incarnations(node.status())
+    api = f'[[listener]]\nname = "api"\nsocket = "{node.socket}"\nweight = 2.0\n'
+    node.config.write_text(api)
+    assert "listener api: its gateway restarts" in node.command(ReloadRequest()).detail
+    status = node.wait_until(
+        lambda status: (
+            incarnations(status)["gateway-api"][1] > before["gateway-api"][1]
+            and status.state == "ready"
+        )
+    )
+    assert incarnations(status)["dispatcher"] == before["dispatcher"]
+    assert node.complete("hello", max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+def test_what_cannot_change_while_the_node_serves_is_refused_whole(node):
+    before = incarnations(node.status())
+    node.config.write_text('served_model_name = "other"\n' + workers(1, 1))
+    reply = node.command(ReloadRequest())
+    assert reply.exit_code == 78
+    assert "served_model_name is" in reply.error
+    assert "restart the daemon" in reply.error
+    assert incarnations(node.status()) == before
+
+
 def test_a_node_that_drains_is_not_reloaded_but_ends(tiny_model, tmp_path):
     with daemon(tmp_path, str(tiny_model), *SIMULATED, "--speedup", "0.1") as node:
         node.wait_ready()
@@ -192,6 +305,33 @@ def test_sigterm_in_the_middle_of_a_reload_drains_the_node(tiny_model, tmp_path)
         node.process.terminate()
         assert stream.end()[1] == "length"
         assert node.process.wait(30) == 0
+
+
+BROKEN = """
+import os
+if os.environ.get("NODESERVE_HANDOVER", "").startswith("take-over"):
+    from nodeserve.supervisor.estate import Estate
+    def take_up(self, kept):
+        raise RuntimeError("a bug in the next release")
+    Estate.take_up = take_up
+"""
+
+
+def test_a_release_that_cannot_take_over_keeps_the_node_alive(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    with daemon(tmp_path, str(tiny_model), *SIMULATED, "--speedup", "0.3") as node:
+        node.wait_ready()
+        pids = node.pids()
+        stream = Stream(node, node.model, PROMPTS[0], max_tokens=60)
+        stream.wait_for(5)
+        node.process.send_signal(signal.SIGHUP)
+        node.wait_for_line("a bug in the next release")
+        node.wait_for_line("the node serves on unsupervised")
+        assert stream.end()[1] == "length"
+        assert node.complete("hello", max_tokens=2)["usage"]["completion_tokens"] == 2
+        assert node.stop() == 70
+        assert all(gone(pid) for pid in pids)
 
 
 def test_everything_dies_with_a_supervisor_that_was_reloaded(tiny_model, tmp_path):

@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
+from nodeserve.errors import ConfigError
 from nodeserve.lifecycle.node import NodeLife
+from nodeserve.lifecycle.rollout import Rollout
 from nodeserve.lifecycle.shutdown import Patience
 from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor.children import Kept
@@ -68,6 +70,20 @@ class FakeChildren:
         return self.rehearsal(fds)
 
 
+class FakeGateways:
+    """Holds one listener and refuses every new one."""
+
+    kept = (KeptListener("api", (5, 6), "/run/a.sock"),)
+
+    def open(self, listeners, activated):
+        if len(listeners) > 1:
+            raise ConfigError("socket /run/b.sock: another program listens there")
+        return []
+
+    def drop(self, names):
+        pass
+
+
 def an_estate(**parts):
     """Return the estate of a node that serves."""
     life = NodeLife(slot_plans(CONFIG), Patience())
@@ -79,8 +95,9 @@ def an_estate(**parts):
         "server": FakeServer(),
         "outbox": FakeOutbox(),
         "children": FakeChildren(),
-        "gateways": SimpleNamespace(kept=[KeptListener("api", (5, 6), "/run/a.sock")]),
+        "gateways": FakeGateways(),
         "desk": SimpleNamespace(is_answering=False, promises=[]),
+        "changes": SimpleNamespace(rollout=Rollout()),
         "causes": {},
         "started_s": 1.0,
         "num_reloads": 2,

@@ -10,6 +10,7 @@ from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import ExitNode
 from nodeserve.lifecycle.process import Phase, ProcessLife
 from nodeserve.lifecycle.restart import RestartHistory
+from nodeserve.lifecycle.rollout import Rollout
 from nodeserve.lifecycle.slot import AfterStop, Slot, SlotPlan
 from nodeserve.lifecycle.slots import Slots
 from nodeserve.lifecycle.state import NodePhase, NodeState
@@ -79,6 +80,18 @@ def state(**changes):
         "asked_by": b"c2",
         "num_reloads": 2,
         "asked_again": True,
+        "before": NodeConfig(
+            model="/m", served_model_names=(), runtime_dir="/run/d", listeners=(), workers=()
+        ),
+        "rollout": Rollout(
+            plans=(FULL_SLOT.plan,),
+            leaving=["decode-1"],
+            restarts=["decode-0"],
+            additions_wait=True,
+            has_begun=True,
+            under_way=("prefill-0", 3),
+            halted="prefill-1",
+        ),
     }
     return Handover(**given | changes)
 
@@ -110,7 +123,15 @@ def test_a_release_that_knows_more_and_one_that_knows_less_understand_each_other
     known = msgspec.msgpack.decode(msgspec.msgpack.encode(state()))
     known["of_a_later_release"] = 1
     known["node"]["slots"]["by_name"]["decode-0"]["of_a_later_release"] = {"x": 1}
-    for name in ("causes", "promises", "asked_by", "num_reloads", "asked_again"):
+    for name in (
+        "causes",
+        "promises",
+        "asked_by",
+        "num_reloads",
+        "asked_again",
+        "before",
+        "rollout",
+    ):
         del known[name]
     fd = os.memfd_create("state")
     os.write(fd, msgspec.msgpack.encode(known))

@@ -108,6 +108,34 @@ async def test_a_node_that_begins_to_end_meanwhile_is_not_reloaded():
     assert "the node is draining" in (await here.refusal()).error
 
 
+async def test_a_listener_that_cannot_be_opened_is_refused_before_anything_changes():
+    more = msgspec.structs.replace(CONFIG.listeners[0], name="more", socket="/run/b.sock")
+    wider = msgspec.structs.replace(CONFIG, listeners=(*CONFIG.listeners, more))
+
+    def agrees_to_more(fds):
+        os.write(fds[1], msgspec.msgpack.encode(Outcome(version="1", config=wider)))
+        return 0
+
+    here = Here(agrees_to_more)
+    await here.due()
+    here.reload.carry_out()
+    here.reload.carry_out()
+    reply = await here.refusal()
+    assert (reply.exit_code, "/run/b.sock" in reply.error) == (78, True)
+    assert here.estate.server.did == []
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+async def test_a_dry_run_says_what_would_change_and_changes_nothing():
+    here = Here(agrees)
+    here.reload.ask(b"c1", dry_run=True)
+    async with asyncio.timeout(DEADLINE_S):
+        identity, reply = await here.answers.get()
+    assert (identity, reply.error) == (b"c1", None)
+    assert "no setting has changed" in reply.detail
+    assert not here.reload.is_due
+
+
 async def test_where_the_kernel_refuses_the_supervisor_goes_on(monkeypatch):
     def refused(*_):
         raise OSError("no memory")

@@ -1,0 +1,99 @@
+"""The way from one set of processes to another: who leaves, who comes, who is started anew."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from nodeserve.lifecycle.messages import DrainAsked, EndAsked, Replanned, RestartAsked
+from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.slot import Slot, SlotPlan
+from nodeserve.wire.kinds import ProcessKind
+
+Step = Replanned | EndAsked | DrainAsked | RestartAsked
+
+
+@dataclass(slots=True)
+class Rollout:
+    """What is still to be done, a step at a time; it survives the next reload.
+
+    Who is started anew is so one after another, and the first one that does not come back ends
+    it: a setting that no engine can start with shall not end all of them.
+
+    Attributes:
+        plans: The processes that the node is to have; empty when it has them.
+        leaving: Processes that are not among them and have not been told so.
+        restarts: Processes to start anew.
+        additions_wait: Whether who comes needs what one that leaves has.
+        has_begun: Whether the node knows ``plans``.
+        under_way: Who is being started anew, and which generation it had.
+        halted: Who did not come back.
+    """
+
+    plans: tuple[SlotPlan, ...] = ()
+    leaving: list[str] = field(default_factory=list)
+    restarts: list[str] = field(default_factory=list)
+    additions_wait: bool = False
+    has_begun: bool = False
+    under_way: tuple[str, int] | None = None
+    halted: str | None = None
+
+    def extend(
+        self,
+        plans: Iterable[SlotPlan],
+        slots: Mapping[str, Slot],
+        *,
+        restarts: Iterable[str],
+        additions_wait: bool,
+    ) -> None:
+        """Head for ``plans`` instead; what was to be started anew still is."""
+        was_there = not self.plans
+        self.plans = tuple(plans)
+        planned = {plan.name for plan in self.plans}
+        self.leaving = [name for name in slots if name not in planned]
+        wanted = [*self.restarts, *restarts]
+        self.restarts = [name for name in dict.fromkeys(wanted) if name in planned & set(slots)]
+        self.additions_wait = additions_wait or (self.additions_wait and not was_there)
+        self.has_begun, self.halted = False, None
+
+    def next_step(self, slots: Mapping[str, Slot]) -> Step | None:
+        """Return what the node is to be told now; ask until it is None, and after each event."""
+        if self.plans and not self.has_begun:
+            self.has_begun = True
+            waits = self.additions_wait
+            return Replanned(tuple(p for p in self.plans if not waits or p.name in slots))
+        while self.leaving:
+            if (slot := slots.get(self.leaving.pop(0))) is not None:
+                return _end(slot)
+        planned = {plan.name for plan in self.plans}
+        if planned and not any(s.running for name, s in slots.items() if name not in planned):
+            plans, self.plans = self.plans, ()
+            return Replanned(plans)
+        return self._restart_next(slots)
+
+    def _restart_next(self, slots: Mapping[str, Slot]) -> Step | None:
+        if self.under_way is not None and not self._is_over(*self.under_way, slots):
+            return None
+        self.under_way = None
+        while self.restarts:
+            slot = slots.get(self.restarts.pop(0))
+            if slot is not None and slot.wanted:
+                self.under_way = (slot.name, slot.generation)
+                if slot.kind is ProcessKind.WORKER:
+                    return RestartAsked(slot.name, immediately=False)
+                return EndAsked(slot.name, start_again=True)
+        return None
+
+    def _is_over(self, name: str, generation: int, slots: Mapping[str, Slot]) -> bool:
+        slot = slots.get(name)
+        if slot is None or not slot.wanted:  # somebody has asked for something else meanwhile
+            return True
+        if slot.life.phase in (Phase.BACKOFF, Phase.FAILED):
+            self.halted = name
+            self.restarts.clear()
+            return True
+        return slot.life.phase is Phase.READY and slot.generation != generation
+
+
+def _end(slot: Slot) -> Step:
+    if slot.kind is ProcessKind.WORKER:
+        return DrainAsked(slot.name, force=True)
+    return EndAsked(slot.name, start_again=False)

@@ -1,0 +1,81 @@
+"""Carry a new configuration out, as far as the processes of the node are concerned."""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from nodeserve.config.diff import Change
+from nodeserve.config.node import NodeConfig
+from nodeserve.errors import NodeserveError
+from nodeserve.lifecycle.messages import Event, RoleAsked
+from nodeserve.lifecycle.node import NodeLife
+from nodeserve.lifecycle.rollout import Rollout
+from nodeserve.lifecycle.state import NodePhase
+from nodeserve.supervisor.plan import gateway_names, slot_plans
+from nodeserve.wire import control
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Changes:
+    """What is still to be done for the present configuration.
+
+    Attributes:
+        rollout: The steps that are left; the next program goes on with it.
+    """
+
+    def __init__(
+        self,
+        life: NodeLife,
+        rollout: Rollout,
+        *,
+        apply: Callable[[Event], None],
+        tell: Callable[[control.Message], None],
+    ) -> None:
+        self.rollout = rollout
+        self._life = life
+        self._apply = apply
+        self._tell = tell
+
+    def begin(self, change: Change, config: NodeConfig) -> None:
+        """Take the first steps from another configuration to ``config``."""
+        for line in change.lines():
+            _log.info("configuration_changes %s", line)
+        gateways = [
+            name
+            for listener in config.listeners
+            if listener.name in change.listeners_restarted
+            for name in gateway_names(listener)
+        ]
+        self.rollout.extend(
+            slot_plans(config),
+            self._life.slots,
+            restarts=[*gateways, *change.restarted],
+            additions_wait=change.additions_wait,
+        )
+        if change.live:
+            self._tell(
+                control.SetRouting(
+                    local_prefill_tokens=config.router.local_prefill_tokens,
+                    max_queued_requests=config.router.max_queued_requests,
+                )
+            )
+        for name, role in change.roles.items():
+            self._do(RoleAsked(name, role))
+
+    def go_on(self) -> None:
+        """Take the next steps that can be taken; call it after every event."""
+        while self._life.phase is NodePhase.READY:
+            step = self.rollout.next_step(self._life.slots)
+            if step is None:
+                break
+            self._do(step)
+        if (halted := self.rollout.halted) is not None:
+            self.rollout.halted = None
+            _log.error("configuration_halted name=%s: the rest runs as before", halted)
+
+    def _do(self, event: Event) -> None:
+        try:
+            self._apply(event)
+        except NodeserveError as error:
+            _log.error("configuration_step_failed %s", error)
