@@ -18,7 +18,7 @@ COMMANDS: Final = {
     "chat": "Talk to the model in this terminal.",
     "complete": "Let the model continue a text.",
     "drain": "Move or finish the requests of a worker or of the node, then end it.",
-    "restart": "Drain a worker and start it anew.",
+    "restart": "Start a worker, or another process, anew.",
     "reload": "Read the configuration again and renew the supervisor.",
     "role": "Change what a worker is used for.",
     "install": "Make nodeserve a service of systemd.",

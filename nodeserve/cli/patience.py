@@ -1,4 +1,4 @@
-"""Commands that wait for a worker, and what they say when their patience ends."""
+"""Commands that wait for a process, and what they say when their patience ends."""
 
 from nodeserve.cli.connection import Node, ask
 from nodeserve.errors import DeadlineError
@@ -29,7 +29,7 @@ def ask_patiently(
         if process is None:
             raise
         text = (
-            f"worker {process.name} is {_doing(process)} after {within_s:g} s; that goes on by "
+            f"{process.name} is {_doing(process)} after {within_s:g} s; that goes on by "
             "itself: see `nodeserve status`"
         )
         if isinstance(message, DrainRequest):

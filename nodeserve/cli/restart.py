@@ -1,16 +1,16 @@
-"""``nodeserve restart``: give a worker a new process."""
+"""``nodeserve restart``: give a worker, or another place of the node, a new process."""
 
 import click
 
 from nodeserve.cli.connection import find_node, node_options
 from nodeserve.cli.patience import ask_patiently
-from nodeserve.cli.workers import complete_worker
+from nodeserve.cli.workers import complete_process
 from nodeserve.wire.control import RestartRequest
 
 
 @click.command("restart")
-@click.argument("worker", shell_complete=complete_worker)
-@click.option("--now", is_flag=True, help="Do not wait for its requests; they run again elsewhere.")
+@click.argument("process", shell_complete=complete_process)
+@click.option("--now", is_flag=True, help="Do not wait for what it does.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -22,13 +22,18 @@ from nodeserve.wire.control import RestartRequest
 )
 @node_options
 def command(
-    worker: str,
+    process: str,
     now: bool,  # noqa: FBT001  (click passes flags by name)
     timeout_s: float,
     socket: str | None,
     runtime_dir: str | None,
 ) -> None:
-    """Drain WORKER, end its process and start the next one; wait until that serves."""
-    message = RestartRequest(worker=worker, immediately=now)
+    """End PROCESS when it has finished its requests and start it anew; wait until it serves.
+
+    With --now the requests of a worker run again elsewhere, and those of a gateway are cut off.
+    The dispatcher's end cuts off all open streams, so while it serves it takes --now.
+    One that has failed is simply started, and its earlier deaths are forgotten.
+    """
+    message = RestartRequest(worker=process, immediately=now)
     reply = ask_patiently(find_node(socket, runtime_dir), message, within_s=timeout_s)
     click.echo(reply.detail)

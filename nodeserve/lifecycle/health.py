@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.lifecycle.slots import Slots
 from nodeserve.wire.kinds import ProcessKind, Role
@@ -16,11 +17,23 @@ def losses(slots: Slots) -> list[str]:
     """
     has_prefill = any(slot.role is Role.PREFILL for slot in slots.of_kind(ProcessKind.WORKER))
     needed = (Role.DECODE, Role.PREFILL) if has_prefill else (Role.DECODE,)
-    lost = (slot for slot in slots.serving() if slot.wanted and not slot.serves)
+    lost = (slot for slot in slots.by_name.values() if _is_missed(slot))
     return [
         *(f"no worker {_DOES[role]}" for role in needed if not _takes(slots, role)),
-        *(f"{slot.name} is {slot.state()}" for slot in lost),
+        *(f"{slot.name} is {slot.state()}{_cure(slot)}" for slot in lost),
     ]
+
+
+def _is_missed(slot: Slot) -> bool:
+    """Tell whether it is wanted and does not serve; a fork server only if it stays away."""
+    if slot.kind is ProcessKind.FORKSERVER:
+        return slot.life.phase is Phase.FAILED
+    return slot.wanted and not slot.serves
+
+
+def _cure(slot: Slot) -> str:
+    failed = slot.life.phase is Phase.FAILED
+    return f" (`nodeserve restart {slot.name}` tries again)" if failed else ""
 
 
 def can_serve(slots: Slots) -> bool:

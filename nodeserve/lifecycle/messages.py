@@ -99,9 +99,9 @@ class DrainAsked:
 
 @dataclass(frozen=True, slots=True)
 class RestartAsked:
-    """An operator wants a worker's next incarnation, after draining or at once."""
+    """An operator wants a process's next incarnation, when it has finished or at once."""
 
-    worker: str
+    process: str
     immediately: bool
 
 

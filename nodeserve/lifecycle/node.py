@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from nodeserve.errors import RequestError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle import process
-from nodeserve.lifecycle.health import can_serve, last_for, losses
+from nodeserve.lifecycle.health import can_serve, losses
 from nodeserve.lifecycle.messages import (
     AnnounceReady,
     Command,
@@ -28,7 +27,6 @@ from nodeserve.lifecycle.messages import (
     StopAsked,
     TellDispatcher,
     TimeElapsed,
-    Wish,
     WorkerEmptied,
     WorkerRouted,
 )
@@ -37,8 +35,9 @@ from nodeserve.lifecycle.shutdown import SETTLE_S, Patience, daemon_exit_code, n
 from nodeserve.lifecycle.slot import AfterStop, Slot, SlotPlan
 from nodeserve.lifecycle.slots import Slots
 from nodeserve.lifecycle.state import NodePhase, NodeState
-from nodeserve.wire.control import DrainNode, DrainWorker, SetWorkerRole, WorkerReady
-from nodeserve.wire.kinds import ProcessKind, Role
+from nodeserve.lifecycle.wishes import Wishes
+from nodeserve.wire.control import DrainNode, WorkerReady
+from nodeserve.wire.kinds import ProcessKind
 
 
 class NodeLife:
@@ -59,6 +58,7 @@ class NodeLife:
         self.kept = kept or NodeState(Slots.planned(plans))
         self._slots = self.kept.slots
         self._patience = patience
+        self._wishes = Wishes(self._slots, patience)
 
     # ------------------------------------------------------------------------ reading
 
@@ -109,7 +109,7 @@ class NodeLife:
         Events of fenced generations are normal races and change nothing.
 
         Raises:
-            RequestError: An operator named a worker that does not exist or can't do this now.
+            RequestError: An operator named a process that does not exist or can't do this now.
             CapacityError: The generations are used up; restart the daemon.
         """
         match event:
@@ -128,13 +128,15 @@ class NodeLife:
                 return self._in_trouble(event)
             case WorkerEmptied(generation=generation):
                 slot = self._slots.of_generation(generation)
-                return self._stop(slot, now_s) if slot is not None and slot.draining else []
+                drains = slot is not None and slot.draining
+                return self._wishes.stop(slot, now_s) if slot is not None and drains else []
             case NodeEmptied():
                 return self._node_emptied(now_s)
             case StopAsked():
                 return self._stop_asked(now_s)
             case DrainAsked() | RestartAsked() | RoleAsked() | EndAsked() | Replanned():
-                return self._wish(event, now_s)
+                commands = self._wishes.handle(event, self.phase, now_s=now_s)
+                return commands + self._start_where_possible(now_s)
             case TimeElapsed():
                 return self._time_elapsed(now_s)
 
@@ -253,75 +255,7 @@ class NodeLife:
         slot.attached = False
         return [*commands, KillProcess(slot.generation)]
 
-    # ---------------------------------------------------------------- operator's wishes
-
-    def _wish(self, event: Wish, now_s: float) -> list[Command]:
-        if isinstance(event, EndAsked | Replanned):
-            commands = self._slots.rearrange(event, self._patience.stop_s, now_s)
-            return commands + self._start_where_possible(now_s)
-        slot = self._slots.worker(event.worker)
-        match event:
-            case DrainAsked(force=force):
-                self._require_drainable(slot, force=force)
-                slot.wanted = False
-                if slot.life.phase is Phase.READY:
-                    return self._drain(slot, AfterStop.STAY_DOWN, now_s)
-                slot.after_stop = AfterStop.STAY_DOWN
-                return [] if slot.life.phase is Phase.STOPPING else self._end(slot, now_s)
-            case RestartAsked():
-                return self._restart(event, slot, now_s)
-            case RoleAsked(role=role):
-                return self._change_role(slot, role)
-
-    def _require_drainable(self, slot: Slot, *, force: bool) -> None:
-        if self.phase is not NodePhase.READY:
-            raise RequestError(f"the node is {self.phase}: it drains no single worker now")
-        does = None if force else last_for(self._slots, slot)
-        if does is not None:
-            text = (
-                f"worker {slot.name} is the last one that {does}: start another one first "
-                "(`nodeserve restart`), give another one its role (`nodeserve role`), drain the "
-                "whole node with --node, or this worker all the same with --force"
-            )
-            raise RequestError(text)
-
-    def _drain(self, slot: Slot, after: AfterStop, now_s: float) -> list[Command]:
-        slot.after_stop = after
-        if slot.draining:
-            return []
-        slot.draining = True
-        slot.drain_deadline_s = now_s + self._patience.drain_s
-        return [TellDispatcher(DrainWorker(generation=slot.generation))]
-
-    def _restart(self, event: RestartAsked, slot: Slot, now_s: float) -> list[Command]:
-        slot.wanted = True
-        match slot.life.phase:
-            case Phase.DOWN | Phase.BACKOFF | Phase.FAILED:
-                return self._slots.apply(slot, process.StartRequested(), now_s)
-            case Phase.READY if not event.immediately:
-                return self._drain(slot, AfterStop.START_AGAIN, now_s)
-            case _:
-                slot.after_stop = AfterStop.START_AGAIN
-                return self._stop(slot, now_s)
-
-    def _change_role(self, slot: Slot, role: Role) -> list[Command]:
-        slot.require_role(role)
-        slot.role = role
-        if not slot.attached:
-            return []
-        message = SetWorkerRole(generation=slot.generation, role=role)
-        return [TellDispatcher(message)]
-
     # ------------------------------------------------------------------------- ending
-
-    def _stop(self, slot: Slot, now_s: float) -> list[Command]:
-        # Fenced first: what an ending engine says of its requests is moot.
-        commands = self._slots.detach(slot, "it is stopped")
-        slot.attached, slot.draining, slot.drain_deadline_s = False, True, None
-        return commands + self._end(slot, now_s)
-
-    def _end(self, slot: Slot, now_s: float) -> list[Command]:
-        return self._slots.apply(slot, process.StopRequested(self._patience.stop_s), now_s)
 
     def _stop_asked(self, now_s: float) -> list[Command]:
         if self.phase is NodePhase.READY and self._slots.dispatcher_ready():
@@ -375,7 +309,7 @@ class NodeLife:
         left = next_to_stop(self._slots.by_name.values())
         for slot in left:
             if slot.life.phase is not Phase.STOPPING:
-                commands += self._end(slot, now_s)
+                commands += self._wishes.end(slot, now_s)
         return commands if left else [*commands, self.kept.exit]
 
     # --------------------------------------------------------------------------- time
@@ -395,5 +329,5 @@ class NodeLife:
                     continue
                 commands += self._slots.apply(slot, process.TimeElapsed(), now_s)
             elif slot.drain_deadline_s is not None and slot.drain_deadline_s <= now_s:
-                commands += self._stop(slot, now_s)
+                commands += self._wishes.stop(slot, now_s)
         return commands

@@ -89,10 +89,15 @@ class Slots:
         """Return the slots of one kind, in the order of the plan."""
         return [slot for slot in self.by_name.values() if slot.kind is kind]
 
+    def forkserver_of(self, slot: Slot) -> Slot | None:
+        """Return the fork server that this slot needs; None for the fork servers themselves."""
+        needs = slot.plan.forkserver
+        return None if needs is None else self.by_name[needs]
+
     def can_fork(self, slot: Slot) -> bool:
         """Return whether the fork server that this slot needs is ready."""
-        needs = slot.plan.forkserver
-        return needs is None or self.by_name[needs].life.phase is Phase.READY
+        server = self.forkserver_of(slot)
+        return server is None or server.life.phase is Phase.READY
 
     def apply(self, slot: Slot, event: process.Event, now_s: float) -> list[Command]:
         """Hand an event to a slot's process; return what that asks of the caller.
@@ -134,6 +139,18 @@ class Slots:
         if slot is None or slot.kind is not ProcessKind.WORKER:
             names = ", ".join(s.name for s in self.of_kind(ProcessKind.WORKER))
             text = f"worker {name} does not exist; this node has {names}"
+            raise RequestError(text)
+        return slot
+
+    def named(self, name: str) -> Slot:
+        """Return any process's slot by name.
+
+        Raises:
+            RequestError: There is no such process; with those there are.
+        """
+        slot = self.by_name.get(name)
+        if slot is None:
+            text = f"process {name} does not exist; this node has {', '.join(self.by_name)}"
             raise RequestError(text)
         return slot
 

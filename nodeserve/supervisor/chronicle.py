@@ -34,7 +34,7 @@ class Chronicle:
     def __init__(self, life: NodeLife) -> None:
         self._life = life
         self._seen = {slot.name: _see(slot) for slot in life.slots.values()}
-        self._detail: str | None = None
+        self._standing: tuple[str, str | None] | None = None
 
     def look(self, *, now_s: float) -> None:
         """Log what has changed since the last time."""
@@ -44,13 +44,15 @@ class Chronicle:
             if after != before:
                 self._seen[slot.name] = after
                 _tell(slot, before, now_s)
-        detail = self._life.detail
-        if detail == self._detail or self._life.phase is not NodePhase.READY:
+        if self._life.phase is not NodePhase.READY:
             return
-        self._detail = detail
+        stood, self._standing = self._standing, (self._life.state, self._life.detail)
+        state, detail = self._standing
+        if stood == self._standing:
+            return
         if detail is not None:
-            _log.warning("node_degraded detail=%r", detail)
-        else:
+            _log.warning("node_%s detail=%r", state, detail)
+        elif stood is not None:
             _log.info("node_ready_again")
 
 
@@ -78,8 +80,8 @@ def _tell(slot: Slot, before: _Seen, now_s: float) -> None:
             wait_s = (slot.life.wake_at_s or now_s) - now_s
             _log.info("process_backoff name=%s restart_in_s=%.1f", slot.name, wait_s)
         case Phase.FAILED:
-            words = "process_failed name=%s cause=%r: `nodeserve restart` tries again"
-            _log.error(words, slot.name, first_line(slot.detail))
+            words = "process_failed name=%s cause=%r: `nodeserve restart %s` tries again"
+            _log.error(words, slot.name, first_line(slot.detail), slot.name)
         case Phase.DOWN if slot.kind is ProcessKind.WORKER and not slot.wanted:
             _log.info("worker_down name=%s: `nodeserve restart` brings it back", slot.name)
         case Phase.STARTING | Phase.STOPPING | Phase.DOWN:

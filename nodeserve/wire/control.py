@@ -277,7 +277,10 @@ class DrainRequest(_Message, frozen=True, kw_only=True):
 
 
 class RestartRequest(_Message, frozen=True, kw_only=True):
-    """Drain a worker, end its process and start the next generation."""
+    """Have a process finish what it does, end it, and start its next generation.
+
+    ``worker`` names a process of any kind but the supervisor.
+    """
 
     worker: str
     immediately: bool = False

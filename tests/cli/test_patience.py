@@ -34,14 +34,14 @@ def said(socket, message):
 
 def test_a_drain_that_takes_longer_says_what_still_runs(slow):
     assert said(slow.socket, DrainRequest(worker="decode-0")) == (
-        "worker decode-0 is draining with 5 requests running, 2 waiting after 0.05 s; that goes on "
+        "decode-0 is draining with 5 requests running, 2 waiting after 0.05 s; that goes on "
         "by itself: see `nodeserve status`, or end it with `nodeserve restart decode-0 --now`"
     )
 
 
 def test_a_restart_that_takes_longer_says_how_far_it_is(slow):
     text = said(slow.socket, RestartRequest(worker="prefill-0"))
-    assert text.startswith("worker prefill-0 is starting (loading the model) after 0.05 s; ")
+    assert text.startswith("prefill-0 is starting (loading the model) after 0.05 s; ")
     assert "--now" not in text
 
 

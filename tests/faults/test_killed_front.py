@@ -7,6 +7,7 @@ import time
 import httpx
 import pytest
 
+from nodeserve.wire.control import RestartRequest
 from tests.e2e.conftest import SIMULATED
 from tests.e2e.streams import PROMPTS, Stream
 from tests.support.daemon import daemon, gone
@@ -60,6 +61,28 @@ def test_streams_of_a_lost_front_end_at_once_and_the_next_request_is_answered(fr
     after = front.wait_until(lambda status: status.state == "ready")
     assert {p.name: p.pid for p in after.processes if p.kind == "worker"} == workers
     front.wait_until(lambda status: not any(load.running for load in status.requests.workers))
+
+
+@pytest.mark.parametrize("name", ["dispatcher", "gateway-api"])
+def test_a_front_that_died_too_often_comes_back_by_a_restart(tiny_model, tmp_path, name):
+    words = (*SIMULATED, "--aggregated", "1", "--speedup", "20")
+    with daemon(tmp_path, str(tiny_model), *words) as node:
+        node.wait_ready()
+        for _ in range(6):
+            before = node.process_named(name)
+            assert gone(node.kill(name))
+            status = node.wait_until(lambda status, before=before: _moved_on(status, before))
+        assert status.state == "unavailable"
+        assert f"{name} is failed (`nodeserve restart {name}` tries again)" in status.detail
+        assert node.command(RestartRequest(worker=name)).error is None
+        node.wait_until(lambda status: status.state == "ready")
+        assert node.complete("hello", max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+def _moved_on(status, before):
+    now = next(process for process in status.processes if process.name == before.name)
+    is_back = now.state == "ready" and now.generation > before.generation
+    return now.state == "failed" or (is_back and status.state == "ready")
 
 
 def test_a_client_that_connects_while_no_gateway_runs_waits_for_the_next(node):

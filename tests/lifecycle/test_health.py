@@ -40,6 +40,20 @@ def test_a_lost_process_is_named_and_so_is_what_nobody_does():
     assert losses(slots)[1] == "dispatcher is starting"
 
 
+def test_who_has_failed_is_named_with_the_command_that_brings_it_back():
+    slots = ready(Role.AGGREGATED)
+    slots.by_name["dispatcher"].life.phase = Phase.FAILED
+    assert losses(slots) == ["dispatcher is failed (`nodeserve restart dispatcher` tries again)"]
+
+
+def test_a_fork_server_is_missed_only_where_it_does_not_come_back():
+    slots = Slots.planned([SlotPlan("forkserver", ProcessKind.FORKSERVER)])
+    slots.by_name["forkserver"].life.phase = Phase.BACKOFF
+    assert "forkserver" not in str(losses(slots))
+    slots.by_name["forkserver"].life.phase = Phase.FAILED
+    assert losses(slots)[-1] == "forkserver is failed (`nodeserve restart forkserver` tries again)"
+
+
 def test_drained_prefill_workers_are_missed_and_re_used_ones_are_not():
     slots = ready(Role.PREFILL, Role.DECODE)
     slots.by_name["w-0"].draining = True

@@ -98,10 +98,20 @@ def test_a_role_is_told_with_the_one_before(story):
 
 def test_who_does_not_come_back_is_an_error_with_its_cause(story):
     story.node.exits("decode-0", cause="no such model\n    | log", retryable=False)
-    assert story.lines()[0] == (
-        "ERROR",
-        "process_failed name=decode-0 cause='no such model': `nodeserve restart` tries again",
+    level, message = story.lines()[0]
+    assert level == "ERROR"
+    assert message == (
+        "process_failed name=decode-0 cause='no such model': `nodeserve restart decode-0` "
+        "tries again"
     )
+
+
+def test_a_node_that_cannot_serve_is_told_with_the_command_that_mends_it(story):
+    story.node.exits("dispatcher", cause="no", retryable=False)
+    level, message = story.lines()[-1]
+    assert level == "WARNING"
+    cure = "`nodeserve restart dispatcher` tries again"
+    assert message.startswith(f"node_unavailable detail='dispatcher is failed ({cure})")
 
 
 def test_a_late_word_of_a_fenced_process_is_no_change(story):
