@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import enum
+import errno
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +11,7 @@ _REQUEST: Final = b"GET /health HTTP/1.1\r\nHost: nodeserve\r\nConnection: close
 _MAX_STATUS_BYTES: Final = 1024
 _STATUS_LINE_PARTS: Final = 2
 _OK: Final = b"200"
+_NO_FILES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Health(enum.StrEnum):
@@ -19,6 +21,7 @@ class Health(enum.StrEnum):
     REFUSING = "refusing"
     SILENT = "silent"
     UNREACHABLE = "unreachable"
+    UNASKED = "unasked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +29,8 @@ class ProbeResult:
     """One probe's finding; ``detail`` is one sentence for people.
 
     ``SERVING`` is an answer with status 200, ``REFUSING`` any other answer, ``SILENT`` a
-    connection without an answer in time (a gateway that waits for its engine, or hangs), and
-    ``UNREACHABLE`` no connection.
+    connection without an answer in time (a gateway that waits for its engine, or hangs),
+    ``UNREACHABLE`` no connection, and ``UNASKED`` that we had no file left to ask it with.
     """
 
     health: Health
@@ -67,6 +70,8 @@ async def _probe(where: str, port: int | None, deadline_s: float) -> ProbeResult
         return ProbeResult(health, f"GET /health on {place}: no answer in {deadline_s:g} s")
     except (OSError, ValueError) as error:
         health = Health.SILENT if connected else Health.UNREACHABLE
+        if isinstance(error, OSError) and error.errno in _NO_FILES:
+            health = Health.UNASKED
         return ProbeResult(health, f"GET /health on {place}: {error}")
     return _judge(place, line)
 

@@ -253,7 +253,12 @@ class Children:
                 request = msgspec.structs.replace(request, group=str(group.path))
             pid = await server.fork(request, [log_fd, *fds])
             self._families[generation] = Family(pid, group)
-            return self._watch(request.name, generation, pid, log_start)
+            try:
+                return self._watch(request.name, generation, pid, log_start)
+            except OSError:  # no file is left for its pidfd: nobody would see it end
+                self._families.pop(generation).kill()
+                os.kill(pid, signal.SIGKILL)  # it may not lead its group yet
+                raise
         finally:
             self._num_forking -= 1
             os.close(log_fd)

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
+from nodeserve.errors import CapacityError, ConfigError, InvariantError, NodeserveError
+from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import ProcessExited
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Phase
@@ -19,6 +21,11 @@ _log: Final = logging.getLogger(__name__)
 
 LAST_WORDS_S: Final = 0.5
 """How long a cause may take behind the exit that it explains: one message on a Unix socket."""
+
+_NOT_BORN: Final = (
+    "could not be started: {}; free what it lacks (files, processes, memory, disk) "
+    "or raise the daemon's limits"
+)
 
 _ASKED: Final = {signal.SIGKILL: "killed, as asked", signal.SIGTERM: "ended, as asked"}
 
@@ -83,3 +90,14 @@ class Exits:
         else:
             _log.warning("process_exited name=%s pid=%d: %s", child.name, child.pid, why.cause)
         self._book(ProcessExited(child.generation, why.cause, why.retryable, why.exit_code))
+
+
+def never_born(generation: Generation, error: Exception) -> ProcessExited:
+    """Return the exit of an incarnation that could not be started."""
+    if isinstance(error, NodeserveError):
+        retryable = not isinstance(error, ConfigError)
+        return ProcessExited(generation, str(error), retryable, error.exit_code)
+    if isinstance(error, OSError):
+        cause = _NOT_BORN.format(error.strerror or type(error).__name__)
+        return ProcessExited(generation, cause, True, CapacityError.exit_code)
+    return ProcessExited(generation, str(error), True, InvariantError.exit_code)

@@ -12,7 +12,7 @@ from typing import Final
 from nodeserve.bus.listener import AdoptedListener, TcpListener, UnixListener
 from nodeserve.config.node import Listener, NodeConfig
 from nodeserve.gateway.launch import internal_sockets
-from nodeserve.gateway.probe import ProbeResult, probe_tcp, probe_unix
+from nodeserve.gateway.probe import Health, ProbeResult, probe_tcp, probe_unix
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import Event, ProcessReady, ProcessSick
 from nodeserve.supervisor.activation import Activated
@@ -223,7 +223,8 @@ class Gateways:
         while listener.gateways == 1 and failures < SICK_AFTER_PROBES:
             await asyncio.sleep(PROBE_EVERY_S)
             result = await self._ask(listener)
-            failures = 0 if result.serving or _is_lost(listener) else failures + 1
+            answers = result.serving or result.health is Health.UNASKED
+            failures = 0 if answers or _is_lost(listener) else failures + 1
             if failures == SICK_AFTER_PROBES:
                 self._report(ProcessSick(generation, result.detail))
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,9 @@ from nodeserve.errors import PeerError
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
+
+MAX_FILES: Final = 1 << 19
+"""As many as systemd lets a service open."""
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -37,6 +41,17 @@ def forgo_oom_protection(adjustment: Path = Path("/proc/self/oom_score_adj")) ->
     """
     if int(adjustment.read_text()) < 0:
         adjustment.write_text("0")
+
+
+def allow_many_files() -> None:
+    """Let this process and its children open as many files as they may: a client is one.
+
+    The usual soft limit of 1024 is meant for programs that wait for clients by select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def name_process(name: str) -> None:

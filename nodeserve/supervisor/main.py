@@ -11,7 +11,7 @@ from nodeserve.config.node import NodeConfig
 from nodeserve.supervisor.activation import Activated, match_listeners, take_sockets
 from nodeserve.supervisor.caretaker import take_care
 from nodeserve.supervisor.handover import Handover, TakeOver, taken_over, unpack
-from nodeserve.supervisor.kernel import become_subreaper, name_process
+from nodeserve.supervisor.kernel import allow_many_files, become_subreaper, name_process
 from nodeserve.supervisor.notify import notifier_of_this_process
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.service import Supervisor, make_runtime
@@ -30,6 +30,7 @@ def run(config: NodeConfig) -> int:
     faulthandler.enable()  # a watchdog aborts who hangs: the log then shows where
     activated = match_listeners(take_sockets(os.environ, os.getpid()), config.listeners)
     become_subreaper()
+    allow_many_files()
     name_process("nodeserve")
     for warning in config.warnings:
         _log.warning("config_warning %s", warning)

@@ -17,7 +17,7 @@ from nodeserve.clock import Clock
 from nodeserve.config.diff import compare
 from nodeserve.config.node import NodeConfig
 from nodeserve.config.release import nodeserve_version
-from nodeserve.errors import ConfigError, InvariantError, NodeserveError, PeerError
+from nodeserve.errors import NodeserveError, PeerError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import (
     AnnounceReady,
@@ -47,7 +47,7 @@ from nodeserve.supervisor.changes import Changes
 from nodeserve.supervisor.children import Child, Children, Exit
 from nodeserve.supervisor.chronicle import Chronicle
 from nodeserve.supervisor.estate import Estate
-from nodeserve.supervisor.exits import Exits
+from nodeserve.supervisor.exits import Exits, never_born
 from nodeserve.supervisor.gateways import Gateways
 from nodeserve.supervisor.handover import Handover, release_signals
 from nodeserve.supervisor.hearing import event_of, has_missed_readiness, may_say
@@ -222,13 +222,10 @@ class Supervisor:
             await self._children.cleared(slot.name)
             await self._spawner.spawn(slot.plan, generation)
         except Exception as error:  # noqa: BLE001  whatever it is, the node's life must hear of it
-            if not isinstance(error, NodeserveError):
+            if not isinstance(error, NodeserveError | OSError):
                 _log.exception("process_not_started name=%s", slot.name)
             if self._children.get(generation) is None:
-                meant = type(error) if isinstance(error, NodeserveError) else InvariantError
-                code = meant.exit_code
-                retryable = code != ConfigError.exit_code
-                self._events.put_nowait(ProcessExited(generation, str(error), retryable, code))
+                self._events.put_nowait(never_born(generation, error))
             return
         stopping = self._life.of_generation(generation) is not slot or not slot.running
         if stopping:

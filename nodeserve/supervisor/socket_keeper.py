@@ -85,7 +85,10 @@ class SocketKeeper:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            self._names.look(self._wanted())
+            try:
+                self._names.look(self._wanted())
+            except OSError as error:  # no file is left to look with
+                _LOG.warning("socket_files_unseen cause=%s", error.strerror)
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _wanted(self) -> dict[str, Path]:

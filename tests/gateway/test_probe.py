@@ -1,6 +1,7 @@
 """The HTTP probe tells a gateway that serves from one that is merely there."""
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -82,3 +83,14 @@ def test_a_tcp_listener_is_probed_by_host_and_port() -> None:
             return await probe_tcp("127.0.0.1", port, deadline_s=5.0)
 
     assert asyncio.run(main()).serving
+
+
+def test_a_probe_that_has_no_file_left_says_nothing_of_the_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_file(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(asyncio, "open_unix_connection", no_file)
+    result = asyncio.run(probe_unix(str(tmp_path / "s"), deadline_s=5.0))
+    assert (result.health, result.serving) == (Health.UNASKED, False)

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import pytest
 from nodeserve.errors import PeerError
 from nodeserve.ids import Generation
 from nodeserve.supervisor.children import Children, Exit
+from tests.support.daemon import gone
 
 
 def test_a_kill_is_noticed_and_named(run_with_nursery):
@@ -165,5 +167,22 @@ def test_a_program_that_nobody_waits_for_is_killed(run_with_nursery):
                 await nursery.children.run_program(["sleep", "60"], environment={}, fds=[said])
         os.close(said)
         assert nursery.children._guests == set()
+
+    run_with_nursery(body)
+
+
+def test_a_child_that_cannot_be_watched_is_not_left_alone(run_with_nursery, monkeypatch):
+    async def body(nursery):
+        def no_file(pid):
+            monkeypatch.undo()
+            pids.append(pid)
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        pids = []
+        monkeypatch.setattr(os, "pidfd_open", no_file)
+        with pytest.raises(OSError, match="Too many open files"):
+            await nursery.fork("sleep")
+        assert await asyncio.to_thread(gone, pids[0])
+        assert nursery.children.get(nursery.last) is None
 
     run_with_nursery(body)

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from nodeserve.errors import ConfigError, PeerError
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.process import Phase
 from nodeserve.supervisor.children import Child, Exit
-from nodeserve.supervisor.exits import Exits
+from nodeserve.supervisor.exits import Exits, never_born
 from nodeserve.wire.control import ChildFailed
 
 WORKER = Child("decode-0", Generation(4), pid=1, pidfd=-1, started_s=0.0)
@@ -68,3 +69,18 @@ async def test_an_exit_without_a_word_is_booked_all_the_same():
     desk.exits.ended(WORKER, Exit(1, None))
     assert desk.booked.empty()
     assert (await desk.next()).cause.startswith("exited with code 1")
+
+
+@pytest.mark.parametrize(
+    ("error", "retryable", "code", "says"),
+    [
+        (ConfigError("no such model"), False, 78, "no such model"),
+        (PeerError("fork server died"), True, 69, "fork server died"),
+        (OSError(24, "Too many open files"), True, 75, "could not be started: Too many open"),
+        (KeyError("bug"), True, 70, "bug"),
+    ],
+)
+def test_who_could_not_be_started_ends_with_the_cause(error, retryable, code, says):
+    ended = never_born(Generation(4), error)
+    assert (ended.generation, ended.retryable, ended.exit_code) == (4, retryable, code)
+    assert says in ended.cause

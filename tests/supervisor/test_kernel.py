@@ -30,6 +30,16 @@ def test_a_child_dies_with_its_parent():
     os.close(pidfd)
 
 
+def test_the_daemon_may_open_as_many_files_as_its_hard_limit():
+    code = (
+        "import resource as r; from nodeserve.supervisor.kernel import allow_many_files;"
+        "r.setrlimit(r.RLIMIT_NOFILE, (200, 300)); allow_many_files();"
+        "print(r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout == "(300, 300)\n"
+
+
 @pytest.mark.parametrize(("before", "after"), [("-500", "0"), ("0", "0"), ("300", "300")])
 def test_a_child_gives_up_the_supervisors_protection_and_nothing_else(tmp_path, before, after):
     """On a file like the kernel's: to be protected takes a privilege that tests may lack."""
