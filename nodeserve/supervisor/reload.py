@@ -198,12 +198,13 @@ async def rehearse(children: Children, state: Handover) -> Outcome:
         ConfigError: It refuses, in its own words.
         PeerError: It does not work, or takes longer than REHEARSAL_S.
     """
-    fds = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("said", "outcome")]
-    fds.append(handover.pack(state))
-    said_fd, outcome_fd, state_fd = fds
-    variable = handover.rehearsal_variable(state_fd, outcome_fd)
-    environment = os.environ | {handover.VARIABLE: variable}
+    fds: list[int] = []
     try:
+        fds += (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("said", "outcome"))
+        fds.append(handover.pack(state))
+        said_fd, outcome_fd, state_fd = fds
+        variable = handover.rehearsal_variable(state_fd, outcome_fd)
+        environment = os.environ | {handover.VARIABLE: variable}
         async with asyncio.timeout(REHEARSAL_S):
             argv = handover.command_line()
             code = await children.run_program(argv, environment=environment, fds=fds)
@@ -216,6 +217,9 @@ async def rehearse(children: Children, state: Handover) -> Outcome:
     except msgspec.MsgspecError as error:
         text = f"the release on disk answers otherwise ({error}); restart the daemon"
         raise PeerError(text) from None
+    except OSError as error:
+        text = f"the program on disk cannot be started ({error}); install it again"
+        raise PeerError(text) from error
     finally:
         for fd in fds:
             os.close(fd)

@@ -74,6 +74,16 @@ async def test_what_the_rehearsal_says_against_it_is_told_with_its_code():
     assert not here.reload.is_due
 
 
+async def test_a_program_that_cannot_be_started_is_told_and_not_waited_for():
+    def gone(_fds):
+        raise FileNotFoundError(2, "No such file or directory", "python")
+
+    here = Here(gone)
+    here.reload.ask(b"c1")
+    assert "No such file or directory: 'python'" in (await here.refusal()).error
+    assert not here.reload.is_under_way
+
+
 async def test_a_second_command_is_refused_and_a_second_signal_comes_next():
     here = Here(refuses)
     here.reload.ask(None)
