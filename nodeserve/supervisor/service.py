@@ -227,8 +227,9 @@ class Supervisor:
             if self._children.get(generation) is None:
                 self._events.put_nowait(never_born(generation, error))
             return
-        stopping = self._life.of_generation(generation) is not slot or not slot.running
-        if stopping:
+        is_wanted = slot.life.phase in (Phase.STARTING, Phase.READY)
+        if not is_wanted or self._life.of_generation(generation) is not slot:
+            # It was told to end when it did not exist yet, and has not heard it.
             self._children.send(generation, signal.SIGKILL)
         elif slot.kind is ProcessKind.FORKSERVER:
             self._events.put_nowait(ProcessReady(generation))

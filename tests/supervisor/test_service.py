@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 
 import pytest
 
@@ -8,7 +9,14 @@ from nodeserve.bus.channel import ControlChannel
 from nodeserve.clock import MonotonicClock
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
 from nodeserve.ids import Generation
-from nodeserve.lifecycle.messages import NodeEmptied, ProcessReady, ProcessSick, WorkerRouted
+from nodeserve.lifecycle.messages import (
+    NodeEmptied,
+    ProcessReady,
+    ProcessSick,
+    StopAsked,
+    WorkerRouted,
+)
+from nodeserve.lifecycle.process import Phase
 from nodeserve.supervisor.children import Child, Exit
 from nodeserve.supervisor.kernel import become_subreaper
 from nodeserve.supervisor.notify import Notifier
@@ -202,3 +210,40 @@ def test_an_exit_waits_for_the_cause_that_the_child_gave(tmp_path):
             assert not event.retryable
 
     asyncio.run(body())
+
+
+class Slow:
+    """A spawner and its children: whoever is asked to end before it exists does not hear it."""
+
+    def __init__(self, supervisor):
+        self.life, self.alive, self.sent = supervisor._life, set(), []
+        supervisor._children.close()
+        supervisor._children = supervisor._spawner = self
+
+    async def cleared(self, _name):
+        pass
+
+    async def spawn(self, _plan, generation):
+        self.life.handle(StopAsked(), now_s=0.0)
+        self.alive.add(generation)
+
+    def get(self, generation):
+        return generation if generation in self.alive else None
+
+    def send(self, generation, number):
+        if generation in self.alive:
+            self.sent.append((generation, number))
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("name", ["aggregated-0", "gateway-api", "dispatcher"])
+async def test_who_is_told_to_end_before_it_exists_ends_when_it_does(tmp_path, name):
+    async with hearing(tmp_path) as here:
+        slow = Slow(here.supervisor)
+        slot = here.supervisor._life.slots[name]
+        slot.begin(Generation(7))
+        slot.life.phase = Phase.STARTING
+        await here.supervisor._spawn(slot, Generation(7))
+        assert slow.sent == [(7, signal.SIGKILL)]
