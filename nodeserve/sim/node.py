@@ -181,7 +181,11 @@ class SimNode:
 
     def is_wanted(self, leg_id: str) -> bool:
         """Tell whether the present dispatcher waits for what a leg says."""
-        return self.dispatcher is not None and leg_id in self.dispatcher.service.desk.legs
+        if self.dispatcher is None:
+            return False
+        service = self.dispatcher.service
+        leg = service.desk.legs.get(leg_id)
+        return leg is not None and leg.worker.generation in service.workers.attached
 
     def connect_gateway(self, generation: int, port: GatewayPort) -> None:
         """Connect the dispatcher to a gateway, now or when its process exists."""
