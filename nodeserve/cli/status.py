@@ -8,6 +8,7 @@ import msgspec
 
 from nodeserve.cli.connection import ask, find_node, node_options
 from nodeserve.wire.control import DispatcherStatus, StatusReply, StatusRequest
+from nodeserve.wire.kinds import ProcessKind
 from nodeserve.wire.status import ListenerLoad, ProcessStatus, Quantiles
 
 _HEADINGS: Final = (
@@ -68,6 +69,7 @@ def to_text(reply: StatusReply) -> str:
         "",
         *table(_HEADINGS, [_row(process) for process in reply.processes]),
         *(f"{p.name}: {p.detail}" for p in reply.processes if p.detail),
+        *_of_other_releases(reply),
     ]
     if reply.requests is not None:
         lines += ["", *_requests(reply.requests)]
@@ -75,6 +77,16 @@ def to_text(reply: StatusReply) -> str:
             rows = [_listener_row(listener) for listener in reply.requests.listeners]
             lines += ["", *table(_LISTENER_HEADINGS, rows)]
     return "\n".join(lines)
+
+
+def _of_other_releases(reply: StatusReply) -> list[str]:
+    """Return who still runs what was installed before, and what to do."""
+    older = [p for p in reply.processes if p.version not in ("", reply.version)]
+    return [
+        f"{p.name}: runs nodeserve {p.version} until it restarts"
+        + (f": `nodeserve restart {p.name}`" if p.kind is ProcessKind.WORKER else "")
+        for p in older
+    ]
 
 
 def _row(process: ProcessStatus) -> tuple[str, ...]:

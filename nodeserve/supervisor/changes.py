@@ -1,7 +1,7 @@
 """Carry a new configuration out, as far as the processes of the node are concerned."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from nodeserve.config.diff import Change
@@ -37,8 +37,12 @@ class Changes:
         self._apply = apply
         self._tell = tell
 
-    def begin(self, change: Change, config: NodeConfig) -> None:
-        """Take the first steps from another configuration to ``config``."""
+    def begin(self, change: Change, config: NodeConfig, *, outdated: Sequence[str] = ()) -> None:
+        """Take the first steps from another configuration to ``config``.
+
+        ``outdated`` are fork servers of another release than ours: they start anew first, so
+        that whatever starts from then on is of ours. Their children go on.
+        """
         for line in change.lines():
             _log.info("configuration_changes %s", line)
         gateways = [
@@ -50,7 +54,7 @@ class Changes:
         self.rollout.extend(
             slot_plans(config),
             self._life.slots,
-            restarts=[*gateways, *change.restarted],
+            restarts=[*outdated, *gateways, *change.restarted],
             additions_wait=change.additions_wait,
         )
         if change.live:

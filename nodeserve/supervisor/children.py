@@ -24,7 +24,11 @@ from nodeserve.supervisor.runtime import RuntimeDirectory
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One live incarnation; ``log_start`` is where its part of its name's log begins, in bytes."""
+    """One live incarnation.
+
+    ``log_start`` is where its part of its name's log begins, in bytes; ``version`` is the release
+    of nodeserve that it runs, empty for a fork server.
+    """
 
     name: str
     generation: Generation
@@ -32,6 +36,7 @@ class Child:
     pidfd: int
     started_s: float
     log_start: int = 0
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ class KeptChild:
     pid: int
     started_s: float
     log_start: int = 0
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,8 @@ class KeptForkServer:
     name: str
     fd: int
     is_loaded: bool
+    version: str = ""
+    vllm_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +162,7 @@ class Children:
             with contextlib.suppress(OSError):  # it has died: its exit says so
                 group.add(server.pid)
         self._families[generation] = Family(server.pid, group)
-        self._watch(name, generation, server.pid, log_start)
+        self._watch(self._new(name, generation, server.pid, log_start))
         await server.loaded()
 
     def take_over(self, kept: Kept) -> None:
@@ -166,31 +174,51 @@ class Children:
             group = self._make_group(child.name, Generation(child.generation))
             self._families[Generation(child.generation)] = Family(child.pid, group)
             self._watch(
-                child.name,
-                Generation(child.generation),
-                child.pid,
-                child.log_start,
-                child.started_s,
+                Child(
+                    name=child.name,
+                    generation=Generation(child.generation),
+                    pid=child.pid,
+                    pidfd=os.pidfd_open(child.pid),
+                    started_s=child.started_s,
+                    log_start=child.log_start,
+                    version=child.version,
+                )
             )
         for server in kept.forkservers:
             channel = socket.socket(fileno=server.fd)
             pid = next(child.pid for child in kept.children if child.name == server.name)
-            self._forkservers[server.name] = ForkServer(pid, channel, is_loaded=server.is_loaded)
+            taken = ForkServer(pid, channel, is_loaded=server.is_loaded)
+            taken.version, taken.vllm_version = server.version, server.vllm_version
+            self._forkservers[server.name] = taken
 
     @property
     def kept(self) -> Kept:
         """What ``take_over`` needs; the fds in it must stay open."""
         return Kept(
             children=[
-                KeptChild(child.name, child.generation, child.pid, child.started_s, child.log_start)
+                KeptChild(
+                    name=child.name,
+                    generation=child.generation,
+                    pid=child.pid,
+                    started_s=child.started_s,
+                    log_start=child.log_start,
+                    version=child.version,
+                )
                 for child in self._children.values()
             ],
             forkservers=[
-                KeptForkServer(name, server.fd, server.is_loaded)
+                KeptForkServer(
+                    name, server.fd, server.is_loaded, server.version, server.vllm_version
+                )
                 for name, server in self._forkservers.items()
                 if server.fd >= 0
             ],
         )
+
+    def version_of(self, child: Child) -> str:
+        """Return the release of nodeserve that a child runs; empty while a fork server loads."""
+        server = self._forkservers.get(child.name)
+        return child.version if server is None else server.version
 
     async def loaded(self, forkserver: str) -> None:
         """Return when a fork server that was taken over has imported its modules.
@@ -254,7 +282,8 @@ class Children:
             pid = await server.fork(request, [log_fd, *fds])
             self._families[generation] = Family(pid, group)
             try:
-                return self._watch(request.name, generation, pid, log_start)
+                made = self._new(request.name, generation, pid, log_start, server.version)
+                return self._watch(made)
             except OSError:  # no file is left for its pidfd: nobody would see it end
                 self._families.pop(generation).kill()
                 os.kill(pid, signal.SIGKILL)  # it may not lead its group yet
@@ -309,18 +338,15 @@ class Children:
             self._ended[name] = left
         return not left
 
-    def _watch(
-        self,
-        name: str,
-        generation: Generation,
-        pid: int,
-        log_start: int,
-        started_s: float | None = None,
+    def _new(
+        self, name: str, generation: Generation, pid: int, log_start: int, version: str = ""
     ) -> Child:
         pidfd = os.pidfd_open(pid)
-        child = Child(name, generation, pid, pidfd, started_s or self._loop.time(), log_start)
-        self._children[generation] = child
-        self._loop.add_reader(pidfd, self._exited, child)
+        return Child(name, generation, pid, pidfd, self._loop.time(), log_start, version)
+
+    def _watch(self, child: Child) -> Child:
+        self._children[child.generation] = child
+        self._loop.add_reader(child.pidfd, self._exited, child)
         self._on_birth(child)
         return child
 

@@ -24,6 +24,7 @@ from typing import Final, NoReturn
 import msgspec
 
 from nodeserve.clock import MonotonicClock
+from nodeserve.config.release import installed_vllm_version, nodeserve_version
 from nodeserve.errors import NodeserveError
 from nodeserve.supervisor.cgroup import ControlGroup
 from nodeserve.supervisor.kernel import die_with_parent, forgo_oom_protection, name_process
@@ -51,10 +52,15 @@ class ForkRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ForkReply(msgspec.Struct, frozen=True, kw_only=True):
-    """The child's pid, or why there is none. The first reply of all says that we are loaded."""
+    """The child's pid, or why there is none.
+
+    The first reply of all says that we are loaded, and which releases children will run.
+    """
 
     pid: int = 0
     error: str | None = None
+    version: str = ""
+    vllm_version: str | None = None
 
 
 _ENCODE: Final = msgspec.msgpack.Encoder().encode
@@ -63,7 +69,8 @@ _DECODE: Final = msgspec.msgpack.Decoder(ForkRequest).decode
 
 def serve(channel: socket.socket, supervisor_pid: int) -> None:
     """Fork children until the supervisor closes its end."""
-    channel.send(_ENCODE(ForkReply(pid=os.getpid())))
+    release = nodeserve_version(), installed_vllm_version()
+    channel.send(_ENCODE(ForkReply(pid=os.getpid(), version=release[0], vllm_version=release[1])))
     while True:
         data, fds = _receive(channel)
         if not data:

@@ -26,12 +26,16 @@ class ForkServer:
     Attributes:
         pid: The fork server itself; who made it reaps it.
         is_loaded: Whether it has imported what its children need.
+        version: The release of nodeserve that its children run; empty until it is loaded.
+        vllm_version: Their release of vLLM; None where there is none.
     """
 
     def __init__(self, pid: int, channel: socket.socket, *, is_loaded: bool) -> None:
         """Talk to a fork server that runs, over its ``channel``; ``start`` makes a new one."""
         self.pid = pid
         self.is_loaded = is_loaded
+        self.version = ""
+        self.vllm_version: str | None = None
         self._channel = channel
         self._replies: deque[asyncio.Future[ForkReply]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -77,6 +81,8 @@ class ForkServer:
         """
         reply = await asyncio.shield(self._loaded)
         self.is_loaded = reply.error is None
+        if reply.version:
+            self.version, self.vllm_version = reply.version, reply.vllm_version
         if reply.error is not None:
             text = f"fork server {self.pid}: {reply.error}"
             raise PeerError(text)

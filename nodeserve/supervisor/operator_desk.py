@@ -247,6 +247,7 @@ class OperatorDesk:
             kind=ProcessKind.SUPERVISOR,
             state=str(Phase.READY),
             pid=os.getpid(),
+            version=self._version,
             uptime_s=round(self._loop.time() - self._started_s, 3),
         )
 
@@ -265,4 +266,5 @@ class OperatorDesk:
             restarts=slot.restarts,
             detail=None if ready else first_line(slot.detail),
             load=load,
+            version="" if child is None else self._children.version_of(child),
         )

@@ -13,11 +13,11 @@ import msgspec
 from nodeserve.clock import Clock
 from nodeserve.config.diff import compare
 from nodeserve.config.node import NodeConfig
-from nodeserve.config.release import nodeserve_version
+from nodeserve.config.release import installed_vllm_version, nodeserve_version
 from nodeserve.errors import ConfigError, NodeserveError, PeerError
 from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor import handover
-from nodeserve.supervisor.children import Children
+from nodeserve.supervisor.children import Children, KeptForkServer
 from nodeserve.supervisor.estate import Estate
 from nodeserve.supervisor.handover import Handover, Rehearse
 from nodeserve.supervisor.plan import DISPATCHER
@@ -232,6 +232,7 @@ def play(errand: Rehearse, config: NodeConfig) -> int:
         NodeserveError: Why not.
     """
     state = handover.unpack(errand.state_fd)
+    check_same_vllm(state.children.forkservers, installed_vllm_version())
     config, change = compare(state.config, config)
     for name, role in change.roles.items():
         state.node.slots.worker(name).require_role(role)
@@ -240,6 +241,21 @@ def play(errand: Rehearse, config: NodeConfig) -> int:
     with os.fdopen(errand.result_fd, "wb") as file:
         file.write(msgspec.msgpack.encode(outcome))
     return 0
+
+
+def check_same_vllm(servers: Sequence[KeptForkServer], installed: str | None) -> None:
+    """Refuse to go on where what starts next would be of another vLLM than what runs.
+
+    Raises:
+        ConfigError: With both releases.
+    """
+    for server in servers:
+        if server.version and server.vllm_version != installed:
+            text = (
+                f"vLLM: the node runs {server.vllm_version or 'none'}, and {installed or 'none'} "
+                "is installed; gateways and engines must be of one release: restart the daemon"
+            )
+            raise ConfigError(text)
 
 
 def plan_text(outcome: Outcome) -> str:

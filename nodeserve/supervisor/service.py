@@ -288,13 +288,16 @@ class Supervisor:
                 self._in_background(self._wait_until_loaded(slot))
         self._reload.ask_what_was_missed()
         _, change = compare(kept.before or kept.config, kept.config)
-        self._changes.begin(change, kept.config)
+        installed = nodeserve_version()
+        servers = kept.children.forkservers
+        outdated = [one.name for one in servers if one.version not in ("", installed)]
+        self._changes.begin(change, kept.config, outdated=outdated)
         if kept.asked_again:
             self._reload.ask(None)
-        version, number = nodeserve_version(), len(kept.children.children)
-        _log.info("supervisor_reloaded version=%s reloads=%d", version, kept.num_reloads)
+        number = len(kept.children.children)
+        _log.info("supervisor_reloaded version=%s reloads=%d", installed, kept.num_reloads)
         if kept.asked_by is not None:
-            detail = f"reloaded: nodeserve {version} goes on with its {number} processes"
+            detail = f"reloaded: nodeserve {installed} goes on with its {number} processes"
             said = "\n".join([detail, *(f"  {line}" for line in change.lines())])
             self._reply(kept.asked_by, control.CommandReply(detail=said))
 

@@ -94,3 +94,4 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     detail: str | None = None
     load: WorkerLoad | None = None
+    version: str = ""

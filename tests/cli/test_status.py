@@ -111,3 +111,11 @@ def test_the_vllm_of_a_node_without_a_ready_engine_is_left_out():
     assert to_text(a_status()).splitlines()[1] == "nodeserve 0.1.0, vLLM 0.32.0, model /models/tiny"
     starting = to_text(a_status(vllm_version=None)).splitlines()[1]
     assert starting == "nodeserve 0.1.0, model /models/tiny"
+
+
+def test_who_still_runs_another_release_is_said_with_what_to_do(daemon, run):
+    old = msgspec.structs.replace(a_status().processes[0], version="0.0.9")
+    daemon.answers = [a_status(processes=(old, a_status().processes[1]))]
+    said = run("status", "--socket", daemon.socket).output
+    assert "decode-0: runs nodeserve 0.0.9 until it restarts: `nodeserve restart decode-0`" in said
+    assert "prefill-0: runs" not in said

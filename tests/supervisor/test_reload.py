@@ -9,7 +9,8 @@ from nodeserve.clock import ManualClock
 from nodeserve.errors import ConfigError, PeerError
 from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor import handover
-from nodeserve.supervisor.reload import SETTLE_S, Outcome, Reload, play, rehearse
+from nodeserve.supervisor.children import KeptForkServer
+from nodeserve.supervisor.reload import SETTLE_S, Outcome, Reload, check_same_vllm, play, rehearse
 from nodeserve.wire.control import SayAgain
 from tests.supervisor.estates import CONFIG, an_estate
 
@@ -168,6 +169,14 @@ async def test_where_the_kernel_refuses_the_supervisor_goes_on(monkeypatch):
     assert not any(os.get_inheritable(fd) for fd in fds)
     for fd in fds:
         os.close(fd)
+
+
+def test_another_vllm_than_the_one_that_runs_is_refused_with_both_releases():
+    servers = [KeptForkServer("forkserver", 5, True, "0.1.0", "0.32.0")]
+    check_same_vllm(servers, "0.32.0")
+    check_same_vllm([KeptForkServer("forkserver", 5, False)], "0.33.0")  # it has loaded neither
+    with pytest.raises(ConfigError, match=r"runs 0\.32\.0, and 0\.33\.0 is installed"):
+        check_same_vllm(servers, "0.33.0")
 
 
 async def test_a_rehearsal_plays_on_the_state_and_leaves_it(monkeypatch):
