@@ -14,7 +14,7 @@ class SharedCounts:
     """The counters of ``num_places`` processes; this one writes those of ``place`` only.
 
     A machine word is written at once, so nothing is locked. What a process that died had in
-    flight counts until the next one opens its place.
+    flight counts until somebody forgets it or the next one opens its place.
     """
 
     def __init__(self, path: Path, place: int, num_places: int) -> None:
@@ -45,6 +45,19 @@ class SharedCounts:
     def turn_away(self) -> None:
         """Count a request that was not taken."""
         self._words[self._mine + 1] += 1
+
+
+def forget_in_flight(path: Path, place: int) -> None:
+    """Take what a process that has died had in flight off the counts; without a file, nothing."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if (place + 1) * _PLACE.size <= os.fstat(fd).st_size:
+            os.pwrite(fd, bytes(_PLACE.size // 2), place * _PLACE.size)
+    finally:
+        os.close(fd)
 
 
 def num_turned_away(path: Path) -> int:

@@ -11,7 +11,8 @@ from typing import Final
 
 from nodeserve.bus.listener import AdoptedListener, TcpListener, UnixListener
 from nodeserve.config.node import Listener, NodeConfig
-from nodeserve.gateway.launch import internal_sockets
+from nodeserve.engine.shared_counts import forget_in_flight
+from nodeserve.gateway.launch import counts_path, internal_sockets
 from nodeserve.gateway.probe import Health, ProbeResult, probe_tcp, probe_unix
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import Event, ProcessReady, ProcessSick
@@ -175,14 +176,21 @@ class Gateways:
         if not self._can_ask(self._by_name[name]):
             self._report(ProcessReady(generation))
 
-    def forget(self, generation: Generation) -> None:
-        """Stop probing an incarnation that is gone, and remove its internal sockets."""
+    def forget(self, name: str, generation: Generation) -> None:
+        """Stop probing an incarnation that is gone, and remove what it leaves behind.
+
+        That is its internal sockets, and what it had in flight of its listener's limit: the other
+        gateways of the listener would turn requests away for it.
+        """
         task = self._probing.pop(generation, None)
         if task is not None:
             task.cancel()
         inside = internal_sockets(Path(self._config.runtime_dir), generation)
         inside.input_path.unlink(missing_ok=True)
         inside.output_path.unlink(missing_ok=True)
+        if (listener := self._by_name.get(name)) is not None:
+            path = counts_path(Path(self._config.runtime_dir), listener)
+            forget_in_flight(path, gateway_names(listener).index(name))
 
     def stop_accepting(self) -> None:
         """Refuse who connects from now on where that can be; nobody is cut off later."""

@@ -242,7 +242,9 @@ class Supervisor:
         self._exits.ended(child, ended)
 
     def _book_exit(self, event: ProcessExited) -> None:
-        self._gateways.forget(event.generation)
+        slot = self._life.of_generation(event.generation)
+        if slot is not None and slot.kind is ProcessKind.GATEWAY:
+            self._gateways.forget(slot.name, slot.generation)
         self._runtime.forget(event.generation)
         self._events.put_nowait(event)
 

@@ -1,4 +1,4 @@
-from nodeserve.engine.shared_counts import SharedCounts, num_turned_away
+from nodeserve.engine.shared_counts import SharedCounts, forget_in_flight, num_turned_away
 
 
 def test_processes_see_each_others_requests(tmp_path):
@@ -19,6 +19,19 @@ def test_the_next_process_in_a_place_has_nothing_in_flight_and_keeps_the_count(t
     died.turn_away()
     other.begin()
     assert SharedCounts(tmp_path / "c", 0, 2).in_flight == 1
+    assert num_turned_away(tmp_path / "c") == 1
+
+
+def test_what_a_process_that_died_had_in_flight_can_be_forgotten(tmp_path):
+    died = SharedCounts(tmp_path / "c", 0, 2)
+    other = SharedCounts(tmp_path / "c", 1, 2)
+    died.begin()
+    died.turn_away()
+    other.begin()
+    forget_in_flight(tmp_path / "c", 0)
+    forget_in_flight(tmp_path / "c", 2)
+    forget_in_flight(tmp_path / "none", 0)
+    assert other.in_flight == 1
     assert num_turned_away(tmp_path / "c") == 1
 
 

@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig
+from nodeserve.engine.shared_counts import SharedCounts
 from nodeserve.errors import ConfigError
+from nodeserve.gateway.launch import counts_path
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import ProcessReady, ProcessSick
 from nodeserve.supervisor import gateways
@@ -128,7 +130,10 @@ def test_a_dead_gateways_internal_sockets_are_removed(tmp_path):
         assert message.input_address == f"ipc://{runtime.path}/gw-3-in.sock"
         [listener] = a_config.listeners
         assert (message.listener, message.tenant) == (listener.name, listener.tenant)
-        held.forget(Generation(3))
+        left = SharedCounts(counts_path(runtime.path, listener), 0, 1)
+        left.begin()
+        held.forget("gateway-api", Generation(3))
+        assert left.in_flight == 0
         assert list(runtime.path.glob("gw-3-*.sock")) == []
         held.close()
         runtime.close(keep_logs=False)
