@@ -124,10 +124,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that cannot be read in the shape of the API's other errors."""
-        if self._answering():
-            self.transport.close()  # two answers must not mix
-        else:
-            self._refuse(self._refusal, msg)
+        self._refuse(self._refusal, msg)
 
     def _stop_parsing(self, status: HTTPStatus) -> None:
         self._refusal = status
@@ -135,6 +132,9 @@ class LimitedHttp(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus, message: str | None = None) -> None:
         self._wait(None)
+        if self._would_mix():
+            self.transport.close()
+            return
         text = message if status is HTTPStatus.BAD_REQUEST else f"{status.phrase}: {self.limits}"
         error = {"message": text, "type": "invalid_request_error", "param": None}
         body = json.dumps({"error": error | {"code": status.value}}).encode()
@@ -145,8 +145,14 @@ class LimitedHttp(HttpToolsProtocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
 
-    def _answering(self) -> bool:
-        return self.cycle is not None and self.cycle.response_started
+    def _would_mix(self) -> bool:
+        """Whether an answer now would come in the middle of another one, or in its place."""
+        if self.pipeline:
+            return True
+        if self.cycle is None:
+            return False
+        # Until a request's head is whole, the cycle is that of the request before it.
+        return self.cycle.response_started if self._in_body else not self.cycle.response_complete
 
     # ---------------------------------------------------------------------- deadlines
 
@@ -171,7 +177,4 @@ class LimitedHttp(HttpToolsProtocol):
             if left_s > 0:
                 self._wait(left_s)
                 return
-        if self._answering() and self._in_body:
-            self.transport.close()
-        else:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+        self._refuse(HTTPStatus.REQUEST_TIMEOUT)

@@ -41,6 +41,11 @@ async def count_body(_scope: dict[str, Any], receive: Receive, send: Send) -> No
         if event["type"] == "http.disconnect":
             return
         size, more = size + len(event.get("body", b"")), event.get("more_body", False)
+    if _scope["path"] == "/endless":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"on", "more_body": True})
+        await receive()
+        return
     body = str(size).encode()
     headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -137,3 +142,37 @@ def test_requests_in_one_go_are_all_answered(small):
         while data := client.recv(1 << 16):
             said += data
     assert said.count(b"HTTP/1.1 200") == 51
+
+
+def receive_until(client: socket.socket, end: bytes) -> bytes:
+    said = b""
+    while not said.endswith(end) and (data := client.recv(1 << 16)):
+        said += data
+    return said
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_later_request_of_a_connection_is_refused_in_the_same_words(small, case):
+    request, status = REFUSED[case]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(str(small))
+        client.sendall(get("/"))
+        assert receive_until(client, b"\r\n\r\n0").startswith(b"HTTP/1.1 200 ")
+        client.sendall(request)
+        assert receive_until(client, b"}}").startswith(b"HTTP/1.1 %d " % status)
+
+
+UNFINISHED = b"GET / HTTP/1.1\r\nX-Big: " + b"x" * 5000
+
+
+@pytest.mark.parametrize("request_", [UNFINISHED, *(sent for sent, _ in REFUSED.values())])
+def test_a_refusal_does_not_mix_with_the_answer_before_it(small, request_):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(str(small))
+        client.sendall(get("/endless"))
+        begun = receive_until(client, b"on\r\n")
+        assert begun.count(b"HTTP/1.1 ") == 1
+        client.sendall(request_)
+        assert b"HTTP/1.1 " not in receive_until(client, b"}}")
