@@ -30,6 +30,7 @@ LIGHT_MODULES: Final = (
 PYTHON_GATEWAY_MODULES: Final = (
     "nodeserve.gateway.python_server",
     "nodeserve.engine.vllm.api_server",
+    "nodeserve.engine.vllm.api_server_warm",
 )
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def parse_front_end(specs: list[PythonGatewaySpec], keys: str, pipe: Connection)
         else:
             answers.append({"model": parsed.model, "keys": parsed.api_key, "seed": parsed.seed})
     pipe.send(answers)
+
+
+def build_front_end_twice(pipe: Connection) -> None:
+    """Answer with the threads that building it starts, and what a second one still imports."""
+    threads = threading.active_count()
+    warm = importlib.import_module("nodeserve.engine.vllm.api_server_warm")
+    started, before = threading.active_count() - threads, set(sys.modules)
+    warm.build()
+    pipe.send((started, sorted(sys.modules.keys() - before)))
 
 
 def sum_reports(reports: list[tuple[int, float, int]], pipe: Connection) -> None:

@@ -31,6 +31,10 @@ def parse_front_end(specs: list[PythonGatewaySpec], keys: str, pipe: Connection)
     _child().parse_front_end(specs, keys, pipe)
 
 
+def build_front_end_twice(pipe: Connection) -> None:
+    _child().build_front_end_twice(pipe)
+
+
 def sum_reports(reports: list[tuple[int, float, int]], pipe: Connection) -> None:
     _child().sum_reports(reports, pipe)
 
