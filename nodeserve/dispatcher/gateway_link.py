@@ -41,6 +41,7 @@ class GatewayLink:
         self.generation = Generation(attached.generation)
         self.requests: dict[str, ClientRequest] = {}
         self.batch: list[Any] = []
+        self._posted: list[list[bytes]] = []
         self.serving = False
         self.announced = False
         self.shows_old_gauges = False
@@ -63,14 +64,25 @@ class GatewayLink:
             return
         self.serving = True
 
-    def send(self, message: list[Any], aux: list[bytes]) -> None:
-        """Send one EngineCoreOutputs message, or queue it behind others that wait.
+    def post(self, message: list[Any], aux: list[bytes]) -> None:
+        """Encode one EngineCoreOutputs message now and send it with the next ``push``."""
+        self._posted.append([encode(message), *aux])
+
+    @property
+    def has_posts(self) -> bool:
+        """Whether ``push`` has something to send."""
+        return bool(self._posted)
+
+    def push(self) -> None:
+        """Send what was posted, or queue it behind others that wait.
 
         Raises:
             PeerError: The gateway has not read for a long time; the caller ends it.
         """
+        posted, self._posted = self._posted, []
         try:
-            self._port.send([encode(message), *aux])
+            for frames in posted:
+                self._port.send(frames)
         except PeerError as error:
             text = f"gateway {self.name} generation {self.generation}: {error}"
             raise PeerError(text) from error

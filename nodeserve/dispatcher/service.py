@@ -80,7 +80,7 @@ class Dispatcher:
         self.desk = RequestDesk(
             self.router, self.workers, self.utilities, self.traces, clock, outside=self
         )
-        self.steps = Steps(self.desk, self._gateways, self.utilities, self.send)
+        self.steps = Steps(self.desk, self._gateways, self.utilities, self.push)
         self._outputs = ports.outputs(self.steps.take, self.steps.flush)
 
     async def run(self, pid: int) -> None:
@@ -128,11 +128,16 @@ class Dispatcher:
         self.report(control.WorkerGivenUp(generation=worker.generation, reason=cause))
 
     def send(self, gateway: GatewayLink, message: list[Any], aux: list[bytes]) -> None:
-        """Send to a gateway. One that does not read stops the engines, but not for long."""
+        """Send to a gateway, behind what was posted for it."""
+        gateway.post(message, aux)
+        self.push(gateway)
+
+    def push(self, gateway: GatewayLink) -> None:
+        """Send what was posted. Who does not read stops the engines, but not for long."""
         if gateway.generation not in self._gateways:
             return
         try:
-            gateway.send(message, aux)
+            gateway.push()
         except PeerError as error:
             self._give_up_gateway(gateway, str(error))
             return

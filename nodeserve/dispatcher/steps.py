@@ -2,7 +2,8 @@
 
 What several engines said in one turn of the loop goes to a gateway in one message: it costs a
 gateway as much to be woken and to take a message as to take some ten tokens. Two steps of one
-engine never share a message, so no request is twice in one.
+engine never share a message, so no request is twice in one; but they leave together at the end
+of the turn, so that the gateway is woken once for all of them.
 
 All that depends on a leg's beginning or end is off the loop over outputs: in the middle of a
 stream an output costs one lookup, one renaming and one append.
@@ -43,7 +44,7 @@ SCHEDULED, and find a negative queue time. Source: vllm/v1/metrics/stats.py (0.3
 STATS_EVERY_S: Final = 0.05
 """How often a gateway that gets outputs is sent statistics. What they count is added up."""
 
-Send = Callable[[GatewayLink, list[Any], list[bytes]], None]
+Push = Callable[[GatewayLink], None]
 
 
 class Steps:
@@ -54,7 +55,7 @@ class Steps:
         desk: RequestDesk,
         gateways: dict[int, GatewayLink],
         utilities: Utilities,
-        send: Send,
+        push: Push,
     ) -> None:
         self.stats = NodeStats()
         self._desk = desk
@@ -65,7 +66,7 @@ class Steps:
         self._traces = desk.traces
         self._counters = desk.traces.counters
         self._clock = desk.clock
-        self._send = send
+        self._push = push
         self._num_messages = 0
         self._template: list[Any] | None = None
         self._stepped: set[int] = set()
@@ -99,10 +100,10 @@ class Steps:
                 self._counters.rejected_frames += 1
         aux = frames[1:]
         if aux or worker.generation in self._stepped:
-            self.flush()
+            self._post([], urgent=False)
         urgent = self._take_step(worker, codec, message)
         if aux or urgent:
-            self._flush(aux, urgent=urgent)  # tensor frames belong to this one message
+            self._post(aux, urgent=urgent)  # tensor frames belong to this one message
 
     def _take_step(self, worker: Worker, codec: OutputCodec, message: list[Any]) -> bool:
         """Put a step's outputs into batches; returns whether its statistics cannot wait."""
@@ -329,11 +330,13 @@ class Steps:
 
     def flush(self) -> None:
         """Send every gateway what this turn has brought for it."""
-        if self._template is not None:
-            self._flush([], urgent=False)
+        self._post([], urgent=False)
+        for gateway in list(self._gateways.values()):
+            if gateway.has_posts:
+                self._push(gateway)
 
-    def _flush(self, aux: list[bytes], *, urgent: bool) -> None:
-        """Send the batches in the form of the last step's message.
+    def _post(self, aux: list[bytes], *, urgent: bool) -> None:
+        """Post the batches in the form of the last step's message.
 
         ``urgent`` statistics go now, and if nobody has a batch to the first gateway.
         """
@@ -355,7 +358,7 @@ class Steps:
             if stats is not None or len(message) > codec.scheduler_stats:
                 codec.put(message, codec.scheduler_stats, stats)
             gateway.shows_old_gauges = False
-            self._send(gateway, message, aux)
+            gateway.post(message, aux)
             gateway.batch.clear()
 
     def _show_stats(self, now_s: float) -> None:
@@ -379,7 +382,8 @@ class Steps:
         for gateway in list(self._gateways.values()):
             if codecs and gateway.shows_old_gauges and gateway.serving and not gateway.congested:
                 gateway.shows_old_gauges = False
-                self._send(gateway, codecs.outputs.message([], self.stats.report(), now_s), [])
+                gateway.post(codecs.outputs.message([], self.stats.report(), now_s), [])
+                self._push(gateway)
 
 
 def _events(value: object) -> list[dict[str, Any]]:
