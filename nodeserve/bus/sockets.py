@@ -133,6 +133,11 @@ def is_readable(sock: "zmq.Socket[bytes]") -> bool:
     return int(sock.getsockopt(_EVENTS)) & _READABLE != 0
 
 
+def is_writable(sock: "zmq.Socket[bytes]") -> bool:
+    """Return whether a message would be taken."""
+    return int(sock.getsockopt(_EVENTS)) & _WRITABLE != 0
+
+
 def recv_now(sock: "zmq.Socket[bytes]") -> list[bytes]:
     """Return the message that waits; only after ``is_readable``."""
     frames = [sock.recv(_NOW)]
@@ -302,7 +307,7 @@ class Writer:
         if not self._queue:
             return
         while self._queue:
-            if not int(self._sock.getsockopt(_EVENTS)) & _WRITABLE:
+            if not is_writable(self._sock):
                 return
             try:
                 _send(self._sock, self._queue[0])

@@ -143,7 +143,7 @@ class FrontEnd:
         if outputs["utility_output"] is not None:
             self.answers[outputs["utility_output"][0]] = outputs["utility_output"]
         for row in outputs["outputs"]:
-            output = dict(zip(self.ready.fields.output, row, strict=False))
+            output = dict(itertools.zip_longest(self.ready.fields.output, row))
             outcome = self.outcomes[output["request_id"]]
             outcome.tokens += output["new_token_ids"]
             outcome.outputs.append(output)

@@ -250,7 +250,7 @@ class VllmNode:
         if utility := message.get("utility_output"):
             self._utilities[utility[0]] = utility
         for values in message["outputs"]:
-            output = dict(zip(names.output, values, strict=False))
+            output = dict(itertools.zip_longest(names.output, values))
             answer = self.answers[output["request_id"]]
             answer.outputs.append(output)
             answer.tokens += output["new_token_ids"]

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 import zmq
 
+from nodeserve.bus.sockets import is_readable, is_writable, recv_now
 from nodeserve.clock import MonotonicClock, unix_now_s
 from nodeserve.engine.simulated.core import EngineCore
 from nodeserve.engine.simulated.sizing import Sizing
@@ -143,8 +144,8 @@ class EngineLoop:
     def _receive(self) -> None:
         """Take in all messages that have come; their sign is gone only when none is left."""
         requests = self._sockets.requests
-        while int(requests.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            frames = requests.recv_multipart(zmq.NOBLOCK)
+        while is_readable(requests):
+            frames = recv_now(requests)
             try:
                 self._core.take(frames, self._clock.now_s())
             except (msgspec.MsgspecError, InvariantError, IndexError) as error:
@@ -159,7 +160,7 @@ class EngineLoop:
         """Send what is to be sent; wait for a peer that does not take it."""
         outputs = self._sockets.outputs
         while self._outbox and not self._is_stopped:
-            if int(outputs.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+            if is_writable(outputs):
                 outputs.send(self._outbox.popleft(), zmq.NOBLOCK)
                 continue
             self._wait(_LOOK_UP_S, self._output_fd)

@@ -314,14 +314,15 @@ class Scheduler:
             sequence.extend()
         row = wire.new_row(sequence.request_id, sequence.tokens[sequence.emitted])
         sequence.emitted += 1
-        row[wire.EVENTS], sequence.events = sequence.events, []
-        row[wire.PREFILL_STATS], sequence.prefill_stats = sequence.prefill_stats, None
+        wire.put(row, wire.PREFILL_STATS, sequence.prefill_stats)
+        wire.put(row, wire.EVENTS, sequence.events)
+        sequence.prefill_stats, sequence.events = None, []
         sequence.add_logprobs(row)
         if sequence.emitted == 1:
             sequence.add_prompt_logprobs(row)
         if sequence.emitted >= sequence.limit:
             if sequence.is_prefill_leg and sequence.emitted == 1:
-                row[wire.KV_TRANSFER_PARAMS] = self.handoffs.offer(sequence, now_s)
+                wire.put(row, wire.KV_TRANSFER_PARAMS, self.handoffs.offer(sequence, now_s))
             self._finish(sequence, row)
         else:
             self._keep_decoding(sequence)

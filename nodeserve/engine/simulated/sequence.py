@@ -158,7 +158,7 @@ class Sequence:
         count = self._sampling.logprobs
         if count is not None:
             token = row[wire.TOKENS][0]
-            row[wire.LOGPROBS] = wire.sample_logprobs(token, self._others(token, count))
+            wire.put(row, wire.LOGPROBS, wire.sample_logprobs(token, self._others(token, count)))
 
     def add_prompt_logprobs(self, row: wire.Row) -> None:
         """Put the prompt's logprobs into its first row, if they were asked for."""
@@ -166,13 +166,13 @@ class Sequence:
         if count is not None and len(self.prompt) > 1:
             common = self._vocabulary.common
             others = common[:count] if count >= 0 else common
-            row[wire.PROMPT_LOGPROBS] = wire.prompt_logprobs(self.prompt[1:], others)
+            wire.put(row, wire.PROMPT_LOGPROBS, wire.prompt_logprobs(self.prompt[1:], others))
 
     def add_end(self, row: wire.Row) -> None:
         """Put into its last row why it ended."""
         stopped = self.stop_reason is not None
-        row[wire.FINISH_REASON] = wire.FINISH_STOP if stopped else wire.FINISH_LENGTH
-        row[wire.STOP_REASON] = self.stop_reason
+        wire.put(row, wire.FINISH_REASON, wire.FINISH_STOP if stopped else wire.FINISH_LENGTH)
+        wire.put(row, wire.STOP_REASON, self.stop_reason)
 
     def _others(self, token: int, count: int) -> tuple[int, ...]:
         """Return the token ids of the likeliest ``count``: ``token`` is always the first."""

@@ -87,7 +87,8 @@ EVENT_SCHEDULED: Final = 2
 EVENT_PREEMPTED: Final = 3
 
 Row = list[Any]
-"""One EngineCoreOutput; its fields are at the following places."""
+"""One EngineCoreOutput; its fields are at the following places. Fields behind its end have their
+default values: in the middle of a stream it is only as long as its tokens."""
 
 TOKENS: Final = FIELDS.output.index("new_token_ids")
 LOGPROBS: Final = FIELDS.output.index("new_logprobs")
@@ -196,20 +197,22 @@ decode_name: Final = msgspec.msgpack.Decoder(Name).decode
 decode_abort: Final = msgspec.msgpack.Decoder(list[str]).decode
 decode_utility: Final = msgspec.msgpack.Decoder(UtilityCall).decode
 
-_REST: Final = (*(None,) * 11, 0, *(None,) * 4)
-"""Of EngineCoreOutput behind its first two fields; the 0 is ``num_nans_in_logits``."""
-
 
 def new_row(request_id: str, token: int) -> Row:
-    """Return an output with one token and nothing else; its fields may be set later."""
-    return [request_id, [token], *_REST]
+    """Return an output with one token and nothing else; ``put`` sets further fields."""
+    return [request_id, [token]]
+
+
+def put(row: Row, index: int, value: object) -> None:
+    """Set a field, making the row as long as needed with fields that may be nil."""
+    row.extend([None] * (index + 1 - len(row)))
+    row[index] = value
 
 
 def end_row(request_id: str, finish_reason: int) -> Row:
     """Return an output that ends a request without a token."""
-    row = new_row(request_id, 0)
-    row[TOKENS] = []
-    row[FINISH_REASON] = finish_reason
+    row: Row = [request_id, []]
+    put(row, FINISH_REASON, finish_reason)
     return row
 
 

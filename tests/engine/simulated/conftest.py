@@ -43,6 +43,11 @@ def make_request(request_id, prompt, *, priority=0, salt=None, **sampling) -> wi
     )
 
 
+def whole(row: wire.Row) -> wire.Row:
+    """Return a row with the fields behind its end, which are nil."""
+    return [*row, *[None] * (len(wire.FIELDS.output) - len(row))]
+
+
 class Bench:
     """Drives a scheduler step by step in virtual time, one second a step."""
 
@@ -70,8 +75,8 @@ class Bench:
                 for row in self.scheduler.finish_step(self.now_s):
                     names.append(row[0])
                     self.tokens[row[0]] += row[wire.TOKENS]
-                    self.first_rows.setdefault(row[0], list(row))
-                    self.last_rows[row[0]] = list(row)
+                    self.first_rows.setdefault(row[0], whole(row))
+                    self.last_rows[row[0]] = whole(row)
             self.now_s += 1.0
             self.scheduler.check()
         return names
