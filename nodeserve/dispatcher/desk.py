@@ -330,9 +330,10 @@ class RequestDesk:
         if leg is not None:
             request.leg = None
             self.legs.pop(leg.leg_id, None)
-            if not leg.started:
+            if leg.started:
+                leg.worker.streams.pop(leg.leg_id, None)
+            else:
                 leg.worker.unstarted[leg.kind] -= 1
-            request.output_tokens += leg.num_tokens if leg.kind is not LegKind.PREFILL else 0
 
     def prefilled(self, leg: Leg) -> None:
         """Note that a prefill leg is over; its request waits for its decode leg."""

@@ -39,11 +39,15 @@ class ClientRequest:
     prefill_events: list[Any] | None = None
     first_output_s: float | None = None
     cached_tokens: int = 0
-    output_tokens: int = 0
     handoff_s: float = 0.0
     prefill_worker: str | None = None
     decode_worker: str | None = None
     resumed: int = 0
+
+    @property
+    def output_tokens(self) -> int:
+        """How long the answer is so far."""
+        return len(self.sent)
 
 
 @dataclass(slots=True, eq=False)
@@ -62,5 +66,4 @@ class Leg:
     batch: list[Any]
     sent: "array[int]"
     started: bool = False
-    num_tokens: int = 0
     last_s: float = 0.0

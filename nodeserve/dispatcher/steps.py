@@ -35,6 +35,8 @@ from nodeserve.wire.engine_outputs import (
     STOP,
     Handoff,
     OutputCodec,
+    counter_of,
+    events_of,
 )
 
 _SECOND_ENGINE_EVENTS: Final = (1, 2)
@@ -138,45 +140,53 @@ class Steps:
 
     def _route(self, worker: Worker, codec: OutputCodec, outputs: list[Any], now_s: float) -> None:
         """Put each output into its gateway's batch under the client's id."""
-        legs, id_at, tokens_at = self._legs, codec.request_id, codec.new_token_ids
+        streams, id_at, tokens_at = worker.streams, codec.request_id, codec.new_token_ids
         finish_at = codec.finish_reason
-        edges: list[tuple[Leg, list[Any]]] = []
-        unknown: list[list[Any]] = []
+        others: list[Any] = []
         total = 0
         self._num_messages += 1
         # One output stands for its message's inter-token latency.
         sample = outputs[self._num_messages % len(outputs)]
         for output in outputs:
             try:
-                leg = legs.get(output[id_at])
-                if leg is None or leg.worker is not worker:
-                    if type(output) is list:
-                        unknown.append(output)
-                    else:
-                        self._counters.rejected_frames += 1
-                elif leg.started and (len(output) <= finish_at or output[finish_at] is None):
-                    tokens = output[tokens_at]
-                    leg.sent.extend(tokens)
-                    count = len(tokens)
-                    total += count
-                    leg.num_tokens += count
-                    if output is sample:
-                        self._traces.itl.add(now_s - leg.last_s, now_s=now_s)
-                    leg.last_s = now_s
-                    output[id_at] = leg.wire_id
-                    leg.batch.append(output)
-                elif type(output) is list:
-                    edges.append((leg, output))
-                else:
-                    self._counters.rejected_frames += 1
+                leg = streams.get(output[id_at])
+                if leg is None or (len(output) > finish_at and output[finish_at] is not None):
+                    others.append(output)
+                    continue
+                tokens = output[tokens_at]
+                leg.sent.extend(tokens)
+                total += len(tokens)
+                if output is sample:
+                    self._traces.itl.add(now_s - leg.last_s, now_s=now_s)
+                leg.last_s = now_s
+                output[id_at] = leg.wire_id
+                leg.batch.append(output)
             except (TypeError, IndexError, KeyError, OverflowError):
                 self._counters.rejected_frames += 1
         worker.generation_tokens += total
+        if others:
+            self._take_others(worker, codec, others, now_s)
+
+    def _take_others(
+        self, worker: Worker, codec: OutputCodec, outputs: list[Any], now_s: float
+    ) -> None:
+        """Take outputs that begin or end a leg, and those of legs that do not run there."""
+        edges: list[tuple[Leg, list[Any]]] = []
+        unknown: list[list[Any]] = []
+        for output in outputs:
+            if type(output) is not list:
+                self._counters.rejected_frames += 1
+                continue
+            leg = self._legs.get(output[codec.request_id])
+            if leg is None or leg.worker is not worker:
+                unknown.append(output)
+            else:
+                edges.append((leg, output))
         if unknown:
             self._take_unknown(worker, codec, unknown)
         for leg, output in edges:
             # An earlier edge may have brought this leg's end.
-            if legs.get(leg.leg_id) is leg:
+            if self._legs.get(leg.leg_id) is leg:
                 self._take_edge(leg, codec, output, now_s)
 
     def _take_edge(self, leg: Leg, codec: OutputCodec, output: list[Any], now_s: float) -> None:
@@ -200,7 +210,6 @@ class Steps:
             self._counters.rejected_frames += 1
             return
         output[codec.request_id] = leg.wire_id
-        leg.num_tokens += len(tokens)
         leg.worker.generation_tokens += len(tokens)
         leg.last_s = now_s
         if not leg.started:
@@ -220,6 +229,7 @@ class Steps:
         request = leg.request
         leg.started = True
         leg.worker.unstarted[leg.kind] -= 1
+        leg.worker.streams[leg.leg_id] = leg
         if request.first_output_s is not None:
             self._start_again(leg, codec, output)
             return
@@ -231,11 +241,11 @@ class Steps:
             if request.prefill_stats is not None:
                 codec.put(output, codec.prefill_stats, request.prefill_stats)
             if request.prefill_events is not None:
-                later = _events(codec.field(output, codec.events))
+                later = events_of(codec.field(output, codec.events))
                 kept = [e for e in later if e.get("type") not in _SECOND_ENGINE_EVENTS]
                 codec.put(output, codec.events, request.prefill_events + kept)
         else:
-            request.cached_tokens = _count(own, "num_cached_tokens")
+            request.cached_tokens = counter_of(own, "num_cached_tokens")
         if request.add is not None and not request.add.resumable and not request.restorable:
             request.add, request.aux = None, []
         self._desk.tell(LegStarted(leg.leg_id))
@@ -256,7 +266,7 @@ class Steps:
         request.handoff_s = now_s - request.prefilled_s
         self._traces.handoff.add(request.handoff_s, now_s=now_s)
         # An engine computes the prompt's last token in any case, and the others if it had to.
-        if _count(own, "num_computed_tokens") > 1:
+        if counter_of(own, "num_computed_tokens") > 1:
             self._counters.handoffs_failed += 1
         else:
             self._counters.handoffs_completed += 1
@@ -269,8 +279,8 @@ class Steps:
         stats = codec.field(output, codec.prefill_stats)
         if isinstance(stats, dict):
             request.prefill_stats = stats
-            request.cached_tokens = _count(stats, "num_cached_tokens")
-        events = _events(codec.field(output, codec.events))
+            request.cached_tokens = counter_of(stats, "num_cached_tokens")
+        events = events_of(codec.field(output, codec.events))
         if events:
             request.prefill_events = (request.prefill_events or []) + events
         if finish is None:
@@ -384,14 +394,3 @@ class Steps:
                 gateway.shows_old_gauges = False
                 gateway.post(codecs.outputs.message([], self.stats.report(), now_s), [])
                 self._push(gateway)
-
-
-def _events(value: object) -> list[dict[str, Any]]:
-    """Return an output's EngineCoreEvents, which are maps."""
-    return [e for e in value if isinstance(e, dict)] if isinstance(value, list) else []
-
-
-def _count(stats: object, name: str) -> int:
-    """Return a counter of PrefillStats, 0 where there is none."""
-    value = stats.get(name) if isinstance(stats, dict) else None
-    return value if isinstance(value, int) else 0

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from nodeserve.dispatcher.metrics import EngineGauges
 from nodeserve.dispatcher.ports import Ports, Timer
+from nodeserve.dispatcher.records import Leg
 from nodeserve.errors import InvariantError, PeerError
 from nodeserve.ids import Generation
 from nodeserve.router.messages import LegKind
@@ -27,7 +28,8 @@ _NOTHING: Final = encode([])
 class Worker:
     """One attached worker.
 
-    ``unstarted`` counts the legs, by kind, that have not answered yet. ``told_waiting`` is
+    ``unstarted`` counts the legs, by kind, that have not answered yet; ``streams`` are those that
+    have, by the ids that the engine knows: the hot path looks in here. ``told_waiting`` is
     whether the router was last told that some wait inside the engine.
     """
 
@@ -41,6 +43,7 @@ class Worker:
         "prompt_tokens",
         "ready",
         "role",
+        "streams",
         "told_waiting",
         "unstarted",
     )
@@ -55,6 +58,7 @@ class Worker:
         self.role: Role = attached.role
         self.gauges = EngineGauges(attached.ready.num_gpu_blocks)
         self.unstarted = dict.fromkeys(LegKind, 0)
+        self.streams: dict[str, Leg] = {}
         self.told_waiting = False
         self.prompt_tokens = 0
         self.generation_tokens = 0

@@ -115,3 +115,14 @@ class OutputCodec:
         value = None if failure is not None else [None, result]
         self.put(message, self.utility_output, [call_id, failure, value])
         return message
+
+
+def events_of(value: object) -> list[dict[str, Any]]:
+    """Return an output's EngineCoreEvents, which are maps."""
+    return [e for e in value if isinstance(e, dict)] if isinstance(value, list) else []
+
+
+def counter_of(stats: object, name: str) -> int:
+    """Return a counter of PrefillStats, 0 where there is none."""
+    value = stats.get(name) if isinstance(stats, dict) else None
+    return value if isinstance(value, int) else 0

@@ -1,5 +1,6 @@
 """Claims about what is remembered of requests."""
 
+from array import array
 from typing import cast
 
 import pytest
@@ -25,7 +26,7 @@ def request(number: int) -> ClientRequest:
         prompt_tokens=7,
         arrived_s=10.0,
         first_output_s=10.5,
-        output_tokens=3,
+        sent=array("I", [1, 2, 3]),
     )
 
 
