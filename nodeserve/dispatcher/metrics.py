@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from nodeserve.router.messages import LegKind
+from nodeserve.wire.codec import decode_map
 
 _COUNTERS: Final = (
     "kv_cache_eviction_events",
@@ -28,12 +29,17 @@ _CACHE_COUNTERS: Final = ("prefix_cache_stats", "connector_prefix_cache_stats")
 
 
 class EngineGauges:
-    """What one engine last said of itself."""
+    """What one engine last said of itself.
 
-    __slots__ = ("fetching", "kv_usage", "num_blocks", "running", "skipped", "waiting")
+    ``said`` are the statistics that said it, empty if they also counted something: the same
+    bytes again say nothing new.
+    """
+
+    __slots__ = ("fetching", "kv_usage", "num_blocks", "running", "said", "skipped", "waiting")
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.said = b""
         self.running = 0
         self.waiting = 0
         self.skipped = 0
@@ -74,8 +80,8 @@ class NodeStats:
         self._add_fetching(gauges.fetching, -1)
         self.changed = bool(self._last)
 
-    def take(self, gauges: EngineGauges, stats: Any, unstarted: Mapping[LegKind, int]) -> bool:
-        """Add one engine's statistics of a step, which become ours.
+    def take(self, gauges: EngineGauges, said: bytes, unstarted: Mapping[LegKind, int]) -> bool:
+        """Add one engine's statistics of a step.
 
         ``unstarted`` counts the engine's legs that have not answered: among them are those
         whose look into the prefix cache this step reports.
@@ -87,6 +93,7 @@ class NodeStats:
         Raises:
             ValueError: They are not SchedulerStats; nothing changed.
         """
+        stats = decode_map(said)
         try:
             running = int(stats["num_running_reqs"])
             waiting = int(stats["num_waiting_reqs"])
@@ -111,7 +118,9 @@ class NodeStats:
             self._looks = looks
         self._last = stats
         self.changed = True
-        return any(map(stats.get, _COUNTERS))
+        urgent = any(map(stats.get, _COUNTERS))
+        gauges.said = b"" if urgent or looks is not None else said
+        return urgent
 
     def report(self) -> dict[str, Any] | None:
         """Return statistics of the node with all that was counted since the last report.

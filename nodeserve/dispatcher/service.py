@@ -217,7 +217,7 @@ class Dispatcher:
         ready = worker.attached.ready
         self.desk.block_size = max(1, ready.block_size)
         self.desk.max_model_len = ready.max_model_len
-        self.steps.stats.joined(worker.gauges)
+        self.steps.loads.stats.joined(worker.gauges)
         if ready.kv_events_endpoint is not None:
             self._feeds[worker.generation] = KvEventFeed(
                 self._ports,
@@ -272,7 +272,7 @@ class Dispatcher:
         if feed is not None:
             feed.close()
         if worker is not None:
-            self.steps.stats.left(worker.gauges)
+            self.steps.loads.stats.left(worker.gauges)
             self.utilities.worker_gone(worker)
 
     # --------------------------------------------------------------------------- control
@@ -360,7 +360,7 @@ class Dispatcher:
                 self._give_up_gateway(gateway, f"it has not read for {STALL_S:g} s")
         for generation in tuple(self._draining):
             self.desk.count_answers(generation)
-        self.steps.catch_up()
+        self.steps.loads.catch_up()
 
 
 def _cost(spec: DispatcherSpec) -> RequestCost:

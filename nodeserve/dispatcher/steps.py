@@ -9,12 +9,11 @@ All that depends on a leg's beginning or end is off the loop over outputs: in th
 stream an output costs one lookup, one renaming and one append.
 """
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from nodeserve.dispatcher.desk import RequestDesk
 from nodeserve.dispatcher.gateway_link import GatewayLink
-from nodeserve.dispatcher.metrics import NodeStats
+from nodeserve.dispatcher.loads import Loads, Push
 from nodeserve.dispatcher.records import ClientRequest, Leg
 from nodeserve.dispatcher.utilities import Utilities
 from nodeserve.dispatcher.worker_link import Worker
@@ -23,7 +22,6 @@ from nodeserve.router.messages import (
     LegFinished,
     LegKind,
     LegStarted,
-    LoadReported,
     PrefillFinished,
 )
 from nodeserve.wire.engine_outputs import (
@@ -43,11 +41,6 @@ _SECOND_ENGINE_EVENTS: Final = (1, 2)
 """QUEUED and SCHEDULED of a decode leg. A gateway would take the later QUEUED and the earlier
 SCHEDULED, and find a negative queue time. Source: vllm/v1/metrics/stats.py (0.32)."""
 
-STATS_EVERY_S: Final = 0.05
-"""How often a gateway that gets outputs is sent statistics. What they count is added up."""
-
-Push = Callable[[GatewayLink], None]
-
 
 class Steps:
     """Routes what engines say to the gateways that wait for it."""
@@ -59,7 +52,7 @@ class Steps:
         utilities: Utilities,
         push: Push,
     ) -> None:
-        self.stats = NodeStats()
+        self.loads = Loads(desk, gateways, push)
         self._desk = desk
         self._legs = desk.legs
         self._attached = desk.workers.attached
@@ -72,8 +65,6 @@ class Steps:
         self._num_messages = 0
         self._template: list[Any] | None = None
         self._stepped: set[int] = set()
-        self._untold: set[Worker] = set()
-        self._stats_due_s = 0.0
 
     def take(self, frames: list[bytes]) -> None:
         """Take one message off the engines' socket. Garbage is dropped and counted."""
@@ -114,29 +105,12 @@ class Steps:
             self._stepped.add(worker.generation)
             self._route(worker, codec, outputs, self._clock.now_s())
         stats = codec.field(message, codec.scheduler_stats)
-        urgent = False
-        if stats is not None:
-            try:
-                urgent = self.stats.take(worker.gauges, stats, worker.unstarted)
-            except ValueError:
-                self._counters.rejected_frames += 1
-            if worker.gauges.waiting or worker.told_waiting:
-                self._tell_load(worker)
-            else:
-                self._untold.add(worker)
+        urgent = stats is not None and self.loads.take(worker, bytes(stats))
         if codec.field(message, codec.finished_requests) is not None:
             message[codec.finished_requests] = None  # ids of legs, for balancing among engines
         message[codec.engine_index] = 0
         self._template = message
         return urgent
-
-    def _tell_load(self, worker: Worker) -> None:
-        gauges = worker.gauges
-        worker.told_waiting = gauges.waiting > 0
-        self._untold.discard(worker)
-        self._desk.tell(
-            LoadReported(worker.generation, gauges.running, gauges.waiting, gauges.kv_usage)
-        )
 
     def _route(self, worker: Worker, codec: OutputCodec, outputs: list[Any], now_s: float) -> None:
         """Put each output into its gateway's batch under the client's id."""
@@ -357,40 +331,14 @@ class Steps:
         self._template = None
         self._stepped.clear()
         now_s = self._clock.now_s()
-        if urgent or now_s >= self._stats_due_s:
-            self._show_stats(now_s)
+        self.loads.show(now_s, urgent=urgent)
         receivers = [gateway for gateway in self._gateways.values() if gateway.batch]
         if urgent and not receivers:
             receivers = [g for g in self._gateways.values() if g.serving][:1]
         for gateway in receivers:
             message[codec.outputs] = gateway.batch
-            stats = self.stats.report() if gateway.shows_old_gauges else None
+            stats = self.loads.report(gateway)
             if stats is not None or len(message) > codec.scheduler_stats:
                 codec.put(message, codec.scheduler_stats, stats)
-            gateway.shows_old_gauges = False
             gateway.post(message, aux)
             gateway.batch.clear()
-
-    def _show_stats(self, now_s: float) -> None:
-        """Let each gateway's next message carry statistics if there is something new."""
-        if self.stats.changed:
-            self.stats.changed = False
-            self._stats_due_s = now_s + STATS_EVERY_S
-            for gateway in self._gateways.values():
-                gateway.shows_old_gauges = True
-
-    def catch_up(self) -> None:
-        """Say what had time: loads to the router, statistics to gateways that heard nothing.
-
-        Call it every tenth of a second, not from within a turn.
-        """
-        for worker in tuple(self._untold):
-            self._tell_load(worker)
-        codecs = self._desk.codecs
-        now_s = self._clock.now_s()
-        self._show_stats(now_s)
-        for gateway in list(self._gateways.values()):
-            if codecs and gateway.shows_old_gauges and gateway.serving and not gateway.congested:
-                gateway.shows_old_gauges = False
-                gateway.post(codecs.outputs.message([], self.stats.report(), now_s), [])
-                self._push(gateway)

@@ -14,6 +14,8 @@ _encoder: Final = msgspec.msgpack.Encoder()
 encode: Final = _encoder.encode
 
 decode_any: Final = msgspec.msgpack.Decoder().decode
+decode_raws: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+NIL: Final = encode(None)
 _decode_map: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 

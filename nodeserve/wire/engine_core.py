@@ -13,7 +13,15 @@ from typing import Any, Final
 import msgspec
 
 from nodeserve.ids import Generation, LegId
-from nodeserve.wire.codec import GARBAGE, decode_any, decoded, encode, refuse
+from nodeserve.wire.codec import (
+    GARBAGE,
+    NIL,
+    decode_any,
+    decode_raws,
+    decoded,
+    encode,
+    refuse,
+)
 from nodeserve.wire.control import WireFields
 
 ADD: Final = b"\x00"
@@ -56,15 +64,13 @@ _PROMPT_LOGPROBS: Final = ("prompt_logprobs", "prompt_logprob_token_ids")
 _WHOLE_PARAMS: Final = (*_PROMPT_LOGPROBS, "skip_reading_prefix_cache")
 """Parameters whose result must be computed where it is asked for, or that refuse pulled KV."""
 
-_decode_raws: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _decode_str: Final = msgspec.msgpack.Decoder(str).decode
 _decode_ids: Final = msgspec.msgpack.Decoder(list[str]).decode
 _decode_tokens: Final = msgspec.msgpack.Decoder(list[int] | None).decode
 _decode_bool: Final = msgspec.msgpack.Decoder(bool).decode
 _decode_utility: Final = msgspec.msgpack.Decoder(tuple[int, int, str, list[Any]]).decode
 
-_NIL_BYTES: Final = encode(None)
-_NIL: Final = msgspec.Raw(_NIL_BYTES)
+_NIL: Final = msgspec.Raw(NIL)
 _ZERO: Final = msgspec.Raw(encode(0))
 
 
@@ -182,14 +188,14 @@ class RequestCodec:
     def wire_id(self, frame: bytes) -> str:
         """Return only the id of a request whose rest may be beyond reading."""
         try:
-            return _decode_str(_decode_raws(frame)[self._id])
+            return _decode_str(decode_raws(frame)[self._id])
         except (*GARBAGE, IndexError) as error:
             refuse("ADD", frame, error)
 
     def decode(self, frame: bytes) -> AddRequest:
         """Take a request apart; strips what a client may not set."""
         try:
-            return self._decode(_decode_raws(frame))
+            return self._decode(decode_raws(frame))
         except (*GARBAGE, IndexError, KeyError, AttributeError) as error:
             refuse("ADD", frame, error)
 
@@ -248,14 +254,14 @@ class RequestCodec:
             grammar["_backend"] = self._grammar_backend
 
     def _any_set(self, raws: list[msgspec.Raw], indexes: list[int]) -> bool:
-        return any(index < len(raws) and bytes(raws[index]) != _NIL_BYTES for index in indexes)
+        return any(index < len(raws) and bytes(raws[index]) != NIL for index in indexes)
 
     def _is_true_at(self, raws: list[msgspec.Raw], index: int) -> bool:
         return index < len(raws) and _decode_bool(raws[index])
 
     def _value(self, raws: list[msgspec.Raw], name: str) -> Any:
         index = self._at.get(name)
-        if index is None or index >= len(raws) or bytes(raws[index]) == _NIL_BYTES:
+        if index is None or index >= len(raws) or bytes(raws[index]) == NIL:
             return None
         return decode_any(raws[index])
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 import msgspec
 
 from nodeserve.ids import LeaseId
-from nodeserve.wire.codec import decode_any, decoded, refuse
+from nodeserve.wire.codec import NIL, decode_any, decode_raws, decoded, refuse
 from nodeserve.wire.control import WireFields
 
 ENGINE_DEAD: Final = b"ENGINE_CORE_DEAD"
@@ -54,13 +54,26 @@ class OutputCodec:
             raise ValueError(text) from error
 
     def decode(self, frame: bytes) -> list[Any]:
-        """Return one step's message: a list that holds at least engine index and outputs."""
-        message = decoded(decode_any, "EngineCoreOutputs", frame)
-        if type(message) is not list or len(message) <= self.outputs:
+        """Return one step's message: a list that holds at least engine index and outputs.
+
+        Scheduler statistics stay the bytes that came, as msgspec's Raw or None: they are most of
+        a small message, and mostly repeat the last one's.
+        """
+        message = decoded(self._decode, "EngineCoreOutputs", frame)
+        if len(message) <= self.outputs:
             refuse("EngineCoreOutputs", frame, "it is not such an array")
         index = message[self.engine_index]
         if type(index) is not int or type(message[self.outputs]) is not list:
             refuse("EngineCoreOutputs", frame, "its engine index or outputs have another type")
+        return message
+
+    def _decode(self, frame: bytes) -> list[Any]:
+        message: list[Any] = []
+        for index, raw in enumerate(decode_raws(frame)):
+            if index != self.scheduler_stats:
+                message.append(decode_any(raw))
+            else:
+                message.append(None if bytes(raw) == NIL else raw)
         return message
 
     @staticmethod

@@ -157,7 +157,8 @@ def test_outputs_patched_by_index_read_as_vllms(fields: WireFields) -> None:
     assert (handoff.engine, handoff.lease_id, handoff.params) == (3, 4, HANDOFF)
     assert row[codec.events] == [{"type": 1, "timestamp": 2.0}]
     message[codec.engine_index] = 0
-    message[codec.scheduler_stats]["num_running_reqs"] = 7
+    stats = msgspec.msgpack.decode(message[codec.scheduler_stats])
+    message[codec.scheduler_stats] = stats | {"num_running_reqs": 7}
     message[codec.finished_requests] = None
     row[codec.request_id] = "client"
     row[codec.kv_transfer_params] = None

@@ -10,7 +10,7 @@ from nodeserve.router.router import Router, RouterConfig
 from nodeserve.wire import control
 from nodeserve.wire.kinds import Role
 from nodeserve.wire.status import HandoffStats, ListenerLoad, WorkerLoad
-from tests.dispatcher.fakes import stats
+from tests.dispatcher.fakes import encode, stats
 from tests.dispatcher.test_worker_link import attach
 
 
@@ -19,7 +19,7 @@ def test_status_is_what_the_router_the_engines_and_the_counters_say() -> None:
     router.handle(WorkerAttached(Generation(7), Role.AGGREGATED, 10, 16, 4), now_s=0.0)
     router.handle(RequestArrived(RequestId("r1"), 20, 5, listener="chat"), now_s=0.0)
     router.handle(WorkerDraining(Generation(7)), now_s=0.0)
-    NodeStats().take(worker.gauges, stats(3, 2, 0.5), dict.fromkeys(LegKind, 0))
+    NodeStats().take(worker.gauges, encode(stats(3, 2, 0.5)), dict.fromkeys(LegKind, 0))
     worker.prompt_tokens, worker.generation_tokens = 20, 9
     traces.counters.stale_outputs = 4
     traces.counters.rejected_frames = 2

@@ -1,0 +1,15 @@
+"""A node whose one answer is under way."""
+
+from nodeserve.wire.kinds import Role
+from tests.dispatcher.fakes import FakeEngine, FakeGateway, FakeNode, output
+
+
+async def stream(node: FakeNode) -> tuple[FakeEngine, FakeGateway, str]:
+    """Return an engine, its gateway and a leg in the middle of its stream."""
+    engine = await node.engine(10, Role.AGGREGATED)
+    gateway = await node.gateway(20)
+    gateway.add("a")
+    leg_id, _ = await engine.leg()
+    engine.say(output(leg_id, [1]))
+    await gateway.outputs()
+    return engine, gateway, leg_id
