@@ -1,5 +1,6 @@
 import json
 import math
+import time
 
 import pytest
 
@@ -47,9 +48,10 @@ def endless(start):
 
 def test_steps_take_at_least_the_time_that_the_model_says(start):
     front_end = start(1.0)
+    asked_s = time.monotonic()
     outcome = front_end.run("a", [1, 2, 3], max_tokens=21)
-    steps_ms = [1e3 * (at_s - outcome.came_s[0]) for at_s in outcome.came_s]
-    assert steps_ms[-1] >= 20 * 1.5 - 1.0
+    # A step that ended late is made up for by the next ones: only the whole time is known.
+    assert outcome.came_s[-1] - asked_s >= 20 * 0.0015
 
 
 def test_speedup_divides_the_time(start):
