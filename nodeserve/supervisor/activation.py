@@ -88,8 +88,7 @@ def _check(passed: socket.socket, listener: Listener) -> None:
 
 def _is_at(passed: socket.socket, listener: Listener) -> bool:
     if passed.family is socket.AF_UNIX:
-        name = passed.getsockname()
-        return listener.socket is not None and Path(name) == Path(listener.socket)
+        return listener.socket is not None and Path(_shown(passed)) == Path(listener.socket)
     if listener.host is None:
         return False
     try:
@@ -102,6 +101,8 @@ def _is_at(passed: socket.socket, listener: Listener) -> bool:
 def _shown(passed: socket.socket) -> str:
     name = passed.getsockname()
     if passed.family is socket.AF_UNIX:
+        if isinstance(name, bytes):  # an abstract one
+            return os.fsdecode(name.replace(b"\0", b"@", 1))
         return str(name) or "an unnamed socket"
     host = f"[{name[0]}]" if passed.family is socket.AF_INET6 else name[0]
     return f"{host}:{name[1]}"

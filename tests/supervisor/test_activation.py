@@ -50,6 +50,14 @@ def unix(tmp_path):
 
 
 @pytest.fixture
+def abstract(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"\0{tmp_path}")
+        listening.listen()
+        yield listening
+
+
+@pytest.fixture
 def tcp():
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -124,3 +132,8 @@ def test_a_socket_that_does_not_listen_is_refused(tmp_path):
         connected.bind(str(tmp_path / "s"))
         with pytest.raises(ConfigError, match="does not accept connections"):
             match_listeners({"api": [connected]}, [listener(socket=str(tmp_path / "s"))])
+
+
+def test_an_abstract_socket_is_refused_with_its_name(abstract, tmp_path):
+    with pytest.raises(ConfigError, match=rf"listens on @{tmp_path}, and listener api is"):
+        match_listeners({"api": [abstract]}, [listener(socket=str(tmp_path / "api.sock"))])
