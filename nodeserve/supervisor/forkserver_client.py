@@ -1,7 +1,9 @@
 """The supervisor's end of a fork server."""
 
 import asyncio
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -125,9 +127,14 @@ class ForkServer:
             self._loop.remove_reader(self._channel.fileno())
             self._fail("died")
         elif self._replies:
-            reply = self._replies.popleft()
-            if not reply.done():
-                reply.set_result(_DECODE(data))
+            self._take(self._replies.popleft(), _DECODE(data))
+
+    def _take(self, reply: asyncio.Future[ForkReply], answer: ForkReply) -> None:
+        if not reply.done():
+            reply.set_result(answer)
+        elif answer.error is None:  # nobody waits for the child any more, nor will watch it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(answer.pid, signal.SIGKILL)
 
     def _fail(self, how: str) -> None:
         while self._replies:

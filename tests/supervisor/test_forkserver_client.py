@@ -1,12 +1,17 @@
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 
+import msgspec
 import pytest
 
 from nodeserve.errors import PeerError
-from nodeserve.supervisor.forkserver import ForkRequest
+from nodeserve.supervisor.forkserver import ForkReply, ForkRequest
 from nodeserve.supervisor.forkserver_client import ForkServer
+
+DEADLINE_S = 20
 
 
 def start(tmp_path, modules):
@@ -48,5 +53,24 @@ def test_closing_lets_it_end_by_itself(tmp_path):
         await server.loaded()
         server.close()
         assert exit_code(server) == 0
+
+    asyncio.run(body())
+
+
+def test_a_child_that_comes_when_nobody_waits_for_it_any_more_is_killed(tmp_path):
+    late = subprocess.Popen(["sleep", "600"])
+
+    async def body():
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        server = ForkServer(1, ours, is_loaded=True)
+        request = ForkRequest(name="x", entry="os:getpid", spec=b"")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await server.fork(request, [2])
+        theirs.send(msgspec.msgpack.encode(ForkReply(pid=late.pid)))
+        assert await asyncio.to_thread(late.wait, DEADLINE_S) == -signal.SIGKILL
+        server.close()
+        theirs.close()
 
     asyncio.run(body())
