@@ -119,6 +119,7 @@ class Supervisor:
         wake = partial(self._events.put_nowait, TimeElapsed())
         self._reload = Reload(self._estate(), clock, wake=wake, answer=self._reply)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended: ExitNode | None = None
 
     async def run(self) -> int:
         """Run the node until it is stopped or cannot start; return the exit code."""
@@ -134,9 +135,9 @@ class Supervisor:
         try:
             while True:
                 event = await self._next_event()
-                ended = self._apply(event)
-                if ended is not None:
-                    return self._leave(ended)
+                self._apply(event)
+                if self._ended is not None:
+                    return self._leave(self._ended)
                 self._changes.go_on()
                 if self._events.empty():
                     self._reload.carry_out()
@@ -168,17 +169,12 @@ class Supervisor:
         except TimeoutError:
             return TimeElapsed()
 
-    def _apply(self, event: Event) -> ExitNode | None:
+    def _apply(self, event: Event) -> None:
         """Hand one event to the node's life and carry out what it says."""
-        ended = None
         for command in self._life.handle(event, now_s=self._clock.now_s()):
-            if isinstance(command, ExitNode):
-                ended = command
-            else:
-                self._carry_out(command)
+            self._carry_out(command)
         self._chronicle.look(now_s=self._clock.now_s())
         self._desk.look_again()
-        return ended
 
     def _apply_wish(self, event: Event) -> None:
         """Hand in what an operator wants; the loop then looks at the deadlines it has set."""
@@ -208,7 +204,7 @@ class Supervisor:
                 _log.info("node_draining deadline_s=%g", self._config.drain_deadline_s)
                 self._gateways.stop_accepting()
             case ExitNode():
-                pass
+                self._ended = command  # the loop leaves, whoever has handed the event in
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -17,6 +17,7 @@ from nodeserve.lifecycle.messages import (
     WorkerRouted,
 )
 from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor.children import Child, Exit
 from nodeserve.supervisor.kernel import become_subreaper
 from nodeserve.supervisor.notify import Notifier
@@ -208,6 +209,24 @@ def test_an_exit_waits_for_the_cause_that_the_child_gave(tmp_path):
             event = await made.next_event()
             assert event.cause.startswith("no such model")
             assert not event.retryable
+
+    asyncio.run(body())
+
+
+def test_a_node_of_which_nothing_runs_ends_when_it_is_told_to_on_the_control_socket(tmp_path):
+    async def body():
+        runtime = RuntimeDirectory(tmp_path / "api.sock.d")
+        alone = supervisor(config(tmp_path), runtime)
+        alone._life.kept.phase = NodePhase.READY
+        for slot in alone._life.slots.values():
+            slot.life.phase = Phase.FAILED
+        running = asyncio.create_task(alone.run())
+        operator = ControlChannel(runtime.address("control"), b"c-operator")
+        operator.send(control.DrainRequest())
+        async with asyncio.timeout(DEADLINE_S):
+            assert await running == 0
+        operator.close()
+        runtime.close(keep_logs=False)
 
     asyncio.run(body())
 
