@@ -17,10 +17,6 @@ ARRIVALS_FROM_S: Final = 0.4
 ARRIVALS_UNTIL_S: Final = 2.4
 FAULTS_UNTIL_S: Final = 3.4
 
-MAX_KILLS: Final = 4
-"""Of one process that no operator can restart: one that dies more than five times in ten minutes
-stays down."""
-
 DISPATCHER: Final = "dispatcher"
 FORKSERVER: Final = "forkserver"
 
@@ -204,15 +200,10 @@ def _faults(
 ) -> tuple[Fault, ...]:
     worker_names = [worker.name for worker in workers]
     gateways = [gateway_name(place) for place in range(num_listeners)]
-    num_kills: dict[str, int] = {}
     faults = []
     for _ in range(draw.randint(0, 9)):
         kind = draw.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
         target = _target(draw, kind, worker_names, gateways)
-        if kind is FaultKind.KILL and target not in worker_names:
-            num_kills[target] = num_kills.get(target, 0) + 1
-            if num_kills[target] > MAX_KILLS:
-                continue
         from_s = 0.0 if draw.random() < 0.05 else ARRIVALS_FROM_S
         at_s = round(draw.uniform(from_s, FAULTS_UNTIL_S), 4)
         faults.append(Fault(at_s, kind, target, _AMOUNTS.get(kind, _nothing)(draw)))
@@ -224,6 +215,10 @@ def _target(draw: random.Random, kind: FaultKind, workers: list[str], gateways: 
         case FaultKind.KILL:
             others = [DISPATCHER, FORKSERVER, draw.choice(gateways)]
             return draw.choice(workers if draw.random() < 0.7 else others)
+        case FaultKind.RESTART:
+            return draw.choice([*workers, draw.choice(gateways)])
+        case FaultKind.RESTART_NOW:
+            return draw.choice([*workers, DISPATCHER, draw.choice(gateways)])
         case FaultKind.DEAF | FaultKind.DELAY | FaultKind.REPEAT:
             return draw.choice([*workers, DISPATCHER, draw.choice(gateways)])
         case FaultKind.STUCK:

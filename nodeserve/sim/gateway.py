@@ -151,7 +151,7 @@ class SimGateway(Process):
         if not isinstance(tokens, list):
             raise RuleBrokenError("outputs are lists", f"{self} was sent {output}")
         self._compare(client, tokens)
-        finish = output[FINISH_REASON]
+        finish = output[FINISH_REASON] if len(output) > FINISH_REASON else None
         if finish is not None:
             self._end(str(wire_id), client, finish)
         elif len(client.tokens) >= (client.planned.abort_after or MAX_MODEL_LEN):

@@ -262,12 +262,12 @@ class SimSupervisor:
     # ------------------------------------------------------------------------- recovery
 
     def bring_back(self) -> bool:
-        """Do what an operator would: start every worker that is down; True when all serve."""
+        """Do what an operator would: start what is down or has failed; True when all serve."""
         for slot in self.life.slots.values():
             is_worker = slot.kind is ProcessKind.WORKER
             down = slot.life.phase is Phase.DOWN and not slot.wanted
-            if is_worker and (down or slot.life.phase is Phase.FAILED):
-                self.wish(RestartAsked(slot.name, immediately=False))
+            if slot.life.phase is Phase.FAILED or (is_worker and down):
+                self.wish(RestartAsked(slot.name, immediately=not is_worker))
         return all(
             slot.life.phase is Phase.READY and not slot.draining
             for slot in self.life.slots.values()

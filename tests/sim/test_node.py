@@ -98,6 +98,14 @@ def test_messages_that_are_late_or_come_twice_change_no_answer() -> None:
     assert [client.ending for client in node.clients] == ["answered"]
 
 
+@pytest.mark.parametrize("name", ["dispatcher", "gateway-0", "forkserver"])
+def test_what_died_too_often_is_started_by_the_operator(name: str) -> None:
+    kills = [fault(FaultKind.KILL, name, at_s=0.5 + number / 5) for number in range(15)]
+    node = ran(request(), request(1, arrive_s=3.8), *kills)
+    assert node.clients[1].ending in {"answered", "cut off"}
+    assert node.supervisor.ended is not None
+
+
 def test_a_failure_that_nobody_decided_is_a_mistake() -> None:
     node = ran(request())
     dispatcher = node.dispatcher

@@ -52,4 +52,4 @@ def test_a_start_without_its_fork_server_fails_and_is_tried_again() -> None:
 
 def test_workers_that_are_down_are_started_by_the_operator() -> None:
     node = ran(request(), fault(FaultKind.DRAIN, "prefill-0"))
-    assert told(node, "restart asked: worker prefill-0")
+    assert told(node, "restart asked: process prefill-0")
