@@ -2,7 +2,7 @@
 
 import pytest
 
-from nodeserve.engine.simulated.wire import FINISH_LENGTH, FINISH_REASON, new_row
+from nodeserve.engine.simulated.wire import FINISH_LENGTH, TOKENS, end_row, new_row
 from nodeserve.ids import Generation
 from nodeserve.sim.gateway import Client, SimGateway
 from nodeserve.sim.node import SimNode
@@ -17,8 +17,8 @@ def gateway() -> SimGateway:
 
 
 def say(gateway: SimGateway, wire_id: str, tokens: list[int], finish: int | None = None) -> None:
-    row = new_row(wire_id, 0)
-    row[1], row[FINISH_REASON] = tokens, finish
+    row = new_row(wire_id, 0) if finish is None else end_row(wire_id, finish)
+    row[TOKENS] = tokens
     gateway.on_outputs([encode([0, [row], None, 1.0])])
 
 
