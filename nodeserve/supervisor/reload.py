@@ -75,6 +75,11 @@ class Reload:
         return self._due is not None
 
     @property
+    def is_imminent(self) -> bool:
+        """Whether the next ``carry_out`` ends this program, unless something comes up."""
+        return self._holds_signals
+
+    @property
     def is_under_way(self) -> bool:
         """Whether one is being rehearsed or due."""
         return self._rehearsing is not None or self.is_due

@@ -140,6 +140,8 @@ class Supervisor:
                     return self._leave(self._ended)
                 self._changes.go_on()
                 if self._events.empty():
+                    if self._reload.is_imminent:
+                        self._standing.leaving()
                     self._reload.carry_out()
                 if not self._reload.is_under_way:
                     self._standing.reloaded()

@@ -62,6 +62,11 @@ class Standing:
             self._notifier.extend(STOP_EXTENSION_S)
             self._extend_at_s = now_s + STOP_EXTENSION_S / 2
 
+    def leaving(self) -> None:
+        """Give the program that takes over all of the watchdog's time to say that it is alive."""
+        if self._notifier.watchdog_s is not None:
+            self._notifier.alive()
+
     def ended(self, reason: str | None) -> None:
         """Leave why the daemon ends, which ``systemctl status`` goes on to show."""
         if reason is not None:

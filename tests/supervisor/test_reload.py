@@ -129,8 +129,11 @@ async def test_a_listener_that_cannot_be_opened_is_refused_before_anything_chang
 
     here = Here(agrees_to_more)
     await here.due()
+    assert not here.reload.is_imminent
     here.reload.carry_out()
+    assert here.reload.is_imminent
     here.reload.carry_out()
+    assert not here.reload.is_imminent
     reply = await here.refusal()
     assert (reply.exit_code, "/run/b.sock" in reply.error) == (78, True)
     assert here.estate.server.did == []

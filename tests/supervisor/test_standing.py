@@ -140,3 +140,14 @@ def test_the_line_names_what_loads_and_what_is_missing(life):
     assert standing_line(life).startswith("draining")
     life.handle(StopAsked(), now_s=4)
     assert standing_line(life) == "stopping: 3 processes are left"
+
+
+@pytest.mark.parametrize(("watchdog_s", "said"), [(10.0, [("alive",)]), (None, [])])
+def test_who_takes_over_has_the_whole_time_of_the_watchdog(life, watchdog_s, said):
+    notifier = Heard(watchdog_s)
+    standing = Standing(notifier)
+    standing.turned(life, now_s=0, listening=True)
+    notifier.taken()
+    standing.turned(life, now_s=4.9, listening=True)
+    standing.leaving()
+    assert notifier.taken() == said
