@@ -103,7 +103,10 @@ def _fork_twice(
     middle = os.fork()
     if middle == 0:
         os.close(reader)
-        child = os.fork()
+        try:
+            child = os.fork()
+        except OSError:
+            os._exit(_EXIT_UNEXPECTED)  # the pipe closes empty; here must run no second server
         if child:
             os.write(writer, child.to_bytes(4, "little"))
             os._exit(0)
