@@ -31,6 +31,7 @@ def command(
     """End PROCESS when it has finished its requests and start it anew; wait until it serves.
 
     With --now the requests of a worker run again elsewhere, and those of a gateway are cut off.
+    Without it, who connects to a gateway that finishes waits for the next one.
     The dispatcher's end cuts off all open streams, so while it serves it takes --now.
     One that has failed is simply started, and its earlier deaths are forgotten.
     """
