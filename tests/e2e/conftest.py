@@ -61,6 +61,8 @@ def pair(request, tiny_model, tmp_path_factory):
     config.write_text(
         f"[kv]\nasync_load = {str(request.param == 'async_load').lower()}\n"
         f"lease_ttl_s = {LEASE_TTL_S}\n[router]\nlocal_prefill_tokens = 0\n"
+        # Tests hold a worker still by SIGSTOP, which the node must bear with.
+        "[liveness]\nstopped_s = 600\nsilent_s = 600\n"
     )
     words = (str(tiny_model), "--config", str(config), "--prefill", "1", "--decode", "1", *REAL)
     with daemon(folder, *words) as running:
