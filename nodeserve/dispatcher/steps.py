@@ -159,6 +159,8 @@ class Steps:
         if unknown:
             self._take_unknown(worker, codec, unknown)
         for leg, output in edges:
+            if self._attached.get(worker.generation) is not worker:
+                return  # given up over an earlier edge: the router has queued its requests again
             # An earlier edge may have brought this leg's end.
             if self._legs.get(leg.leg_id) is leg:
                 self._take_edge(leg, codec, output, now_s)

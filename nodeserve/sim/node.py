@@ -121,7 +121,8 @@ class SimNode:
         dispatcher.watch.check_end()
         self._require("nothing is left", not dispatcher.service.desk.legs, "legs")
         for process in self.supervisor.processes:
-            if isinstance(process, SimWorker) and process.engine is not None:
+            fenced = process.generation not in dispatcher.service.workers.attached
+            if isinstance(process, SimWorker) and process.engine is not None and not fenced:
                 scheduler = process.engine.scheduler
                 left = scheduler.num_requests + scheduler.handoffs.num_leases
                 self._require("nothing is left", not left, f"{process}: {left} legs or leases")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nodeserve.errors import PeerError
 from nodeserve.wire import control
-from nodeserve.wire.engine_core import RESUMED
+from nodeserve.wire.engine_core import RESUMED, identity_of
 from nodeserve.wire.kinds import HANDOFF, RESUME, Role
 from tests.dispatcher.fakes import (
     PROBE,
@@ -201,3 +201,37 @@ async def test_one_worker_cannot_speak_for_anothers_leg(tmp_path: Path) -> None:
         await node.status_with(lambda status: status.rejected_frames == 1)
         decoder.say(output(leg_id, [1]))
         assert [row[:2] for row in await gateway.outputs()] == [["a", [1]]]
+
+
+async def test_worker_given_up_over_one_output_of_a_step_says_nothing_more_with_the_others(
+    tmp_path: Path,
+) -> None:
+    async with running_node(tmp_path) as node:
+        engine = FakeEngine(node, 10, Role.AGGREGATED)
+        engine.ready |= {"max_num_seqs": 2}
+        await engine.attach()
+        gateway = await node.gateway(20)
+        for name in "abc":
+            gateway.add(name)
+        leg_a, _ = await engine.leg()
+        leg_b, _ = await engine.leg()
+        engine.inbox.reader.close()  # the end of "a" starts "c" there, which cannot be sent
+        while can_be_sent_to(node, engine):
+            await node.status()
+        engine.say(output(leg_a, [1], finish_reason=0), output(leg_b, [2], finish_reason=0))
+        assert [row[:2] for row in await gateway.outputs()] == [["a", [1]]]
+        second = await node.engine(11, Role.AGGREGATED)
+        for token in (3, 4):
+            leg_id, _ = await second.leg()
+            second.say(output(leg_id, [token], finish_reason=0))
+            assert [row[:2] for row in await gateway.outputs()] == [["bc"[token - 3], [token]]]
+        assert (await node.status()).running_requests == 0
+
+
+def can_be_sent_to(node: FakeNode, engine: FakeEngine) -> bool:
+    """Tell whether the dispatcher has not noticed yet that nobody listens."""
+    try:
+        node.dispatcher.workers._port.send([identity_of(engine.generation), *PROBE])
+    except PeerError:
+        return False
+    return True
