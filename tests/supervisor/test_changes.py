@@ -62,6 +62,7 @@ def test_nothing_goes_on_while_the_node_ends():
 
 
 def test_a_worker_that_does_not_come_back_is_told_of_once(caplog):
+    caplog.set_level(logging.ERROR)
     office = Office()
     office.reload(speedup=2.0)
     office.life.slots["decode-0"].life.phase = Phase.BACKOFF
