@@ -16,6 +16,16 @@ _IN_EVERY_PROCESS: Final = ("model", "served_model_names", "runtime_dir", "simul
 _OF_EVERY_WORKER: Final = ("kv", "speedup")
 _LIVE: Final = ("router", "drain_deadline_s", "liveness")
 _OF_THE_GATEWAY: Final = ("gateway", "gateways", "api_key_file", "args", "tenant")
+_OF_ENGINES_ALONE: Final = frozenset(
+    {
+        *("async_scheduling", "block_size", "compilation_config", "enable_chunked_prefill"),
+        *("enable_prefix_caching", "enforce_eager", "gpu_memory_utilization"),
+        *("kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"),
+        *("num_gpu_blocks_override", "scheduling_policy"),
+    }
+)
+"""Engine arguments that no front end looks at; from the others it has its limits."""
+
 _IN_FILE: Final = {
     "served_model_names": "served_model_name",
     "drain_deadline_s": "drain.deadline_s",
@@ -91,6 +101,7 @@ def _change(old: NodeConfig, new: NodeConfig) -> Change:
     freed = {place for name in removed for place in _place(before[name])}
     same = {listener.name for listener in old.listeners}
     wanted = {listener.name for listener in new.listeners}
+    other_limits = any(_limits(before[name]) != _limits(after[name]) for name in stay)
     return Change(
         live=tuple(line for key in _LIVE for line in _differences(old, new, key)),
         added=added,
@@ -104,7 +115,7 @@ def _change(old: NodeConfig, new: NodeConfig) -> Change:
         listeners_restarted=tuple(
             b.name
             for a, b in _of_both(old.listeners, new.listeners)
-            if any(getattr(a, part) != getattr(b, part) for part in _OF_THE_GATEWAY)
+            if other_limits or any(getattr(a, part) != getattr(b, part) for part in _OF_THE_GATEWAY)
         ),
         additions_wait=any(place in freed for name in added for place in _place(after[name])),
     )
@@ -153,6 +164,12 @@ def _engine(worker: Worker) -> Worker:
     defaults = role_defaults(worker.role)
     args = {name: value for name, value in worker.args.items() if defaults.get(name) != value}
     return msgspec.structs.replace(worker, name="", role=Role.AGGREGATED, args=args)
+
+
+def _limits(worker: Worker) -> dict[str, object]:
+    """Return the engine arguments that front ends have their limits and defaults from."""
+    args = _engine(worker).args
+    return {name: value for name, value in args.items() if name not in _OF_ENGINES_ALONE}
 
 
 def _place(worker: Worker) -> list[str]:

@@ -216,7 +216,8 @@ class Dispatcher:
     def _on_attached(self, worker: Worker) -> None:
         ready = worker.attached.ready
         self.desk.block_size = max(1, ready.block_size)
-        self.desk.max_model_len = ready.max_model_len
+        attached = self.workers.attached.values()
+        self.desk.max_model_len = min(one.attached.ready.max_model_len for one in attached)
         self.steps.loads.stats.joined(worker.gauges)
         if ready.kv_events_endpoint is not None:
             self._feeds[worker.generation] = KvEventFeed(
@@ -235,6 +236,7 @@ class Dispatcher:
                 block_size=max(1, ready.block_size),
                 max_num_seqs=max_num_seqs if isinstance(max_num_seqs, int) else 1,
                 draining=worker.generation in self._draining,
+                max_model_len=ready.max_model_len,
             )
         )
         self.report(control.WorkerServing(generation=worker.generation))

@@ -76,6 +76,11 @@ class Books:
         largest = max(workers, key=lambda view: view.capacity_tokens, default=None)
         if largest is None or request.prompt_tokens <= largest.capacity_tokens:
             return None
+        if largest.capacity_tokens < largest.num_blocks * largest.block_size:
+            return (
+                f"its prompt of {request.prompt_tokens} tokens is too long for every worker:"
+                f" max_model_len is {largest.max_model_len}; shorten the prompt"
+            )
         return (
             f"its prompt of {request.prompt_tokens} tokens needs"
             f" {-(-request.prompt_tokens // largest.block_size)} KV blocks, the largest worker has"

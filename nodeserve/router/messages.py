@@ -81,7 +81,8 @@ class LegFinished:
 class WorkerAttached:
     """A worker takes requests. ``num_blocks`` KV blocks of ``block_size`` tokens.
 
-    One that is ``draining`` already gets none, as behind WorkerDraining.
+    One that is ``draining`` already gets none, as behind WorkerDraining. ``max_model_len``
+    bounds prompt and output together, in tokens; None where nothing but KV does.
     """
 
     generation: Generation
@@ -90,6 +91,7 @@ class WorkerAttached:
     block_size: int
     max_num_seqs: int
     draining: bool = False
+    max_model_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

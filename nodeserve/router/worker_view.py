@@ -8,6 +8,8 @@ from nodeserve.ids import Generation, LeaseId, LegId, RequestId
 from nodeserve.router.messages import LegKind, LoadReported, WorkerAttached
 from nodeserve.wire.kinds import Role
 
+_NO_LIMIT: Final = 1 << 62
+
 PRESSED_KV_USAGE: Final = 0.9
 """An engine this full whose own queue is not empty gains nothing from one more request."""
 
@@ -65,6 +67,7 @@ class WorkerView:
         "kv_usage",
         "leases",
         "legs",
+        "max_model_len",
         "max_num_seqs",
         "num_blocks",
         "queued_prefill_tokens",
@@ -83,6 +86,8 @@ class WorkerView:
         self.num_blocks = attached.num_blocks
         self.block_size = attached.block_size
         self.max_num_seqs = attached.max_num_seqs
+        limit = attached.max_model_len
+        self.max_model_len = _NO_LIMIT if limit is None else limit
         self.draining = attached.draining
         self.reported_drained = False
         self.running = 0
@@ -97,8 +102,8 @@ class WorkerView:
 
     @property
     def capacity_tokens(self) -> int:
-        """The longest prompt that fits when nothing else is there."""
-        return self.num_blocks * self.block_size
+        """The longest prompt that fits when nothing else is there, beside one output token."""
+        return min(self.num_blocks * self.block_size, self.max_model_len - 1)
 
     @property
     def num_seqs(self) -> int:

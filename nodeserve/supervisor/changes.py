@@ -54,7 +54,8 @@ class Changes:
         self.rollout.extend(
             slot_plans(config),
             self._life.slots,
-            restarts=[*outdated, *gateways, *change.restarted],
+            # Gateways last: what they let through must fit every engine.
+            restarts=[*outdated, *change.restarted, *gateways],
             additions_wait=change.additions_wait,
         )
         if change.live:

@@ -156,12 +156,18 @@ def test_who_comes_gets_a_name_that_nobody_has():
     [
         {"kv": KvSpec(lease_ttl_s=5.0)},
         {"speedup": 2.0},
-        {"workers": tuple(msgspec.structs.replace(w, args={"x": 1}) for w in OLD.workers)},
     ],
 )
 def test_what_an_engine_starts_with_restarts_the_workers(fields):
     assert compare(OLD, changed(**fields))[1] == Change(
         restarted=tuple(w.name for w in OLD.workers)
+    )
+
+
+def test_engine_arguments_restart_the_gateways_too_that_have_their_limits_from_them():
+    new = changed(workers=tuple(msgspec.structs.replace(w, args={"x": 1}) for w in OLD.workers))
+    assert compare(OLD, new)[1] == Change(
+        restarted=tuple(w.name for w in OLD.workers), listeners_restarted=("api",)
     )
 
 

@@ -96,3 +96,13 @@ def test_a_running_prompt_is_refused_when_the_last_worker_that_holds_it_dies(tal
     talk(asks(15))
     assert talk(WorkerLost(LARGE)) == refused(240, 15, 10)
     assert talk.router.queued_count == talk.router.running_count == 0
+
+
+def test_a_prompt_beyond_the_models_length_on_a_worker_runs_elsewhere_or_nowhere(talk):
+    """Where the length is being changed, front ends let through what some engines die of."""
+    talk(WorkerAttached(SMALL, Role.AGGREGATED, 100, BLOCK, 8, max_model_len=256))
+    talk(WorkerAttached(LARGE, Role.AGGREGATED, 100, BLOCK, 8, max_model_len=512))
+    assert talk(RequestArrived(R, 256, 16)) == [StartLeg(R, LEG1, LARGE, LegKind.WHOLE)]
+    (failed,) = talk(RequestArrived(RequestId("r2"), 512, 16))
+    assert isinstance(failed, FailRequest)
+    assert "512 tokens is too long for every worker: max_model_len is 512" in failed.reason
