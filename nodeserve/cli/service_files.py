@@ -60,7 +60,7 @@ def service_files(
     Systemd before 254 would warn of what it does not know at each start: it gets less.
     """
     if any(character.isspace() or character in "\"'\\%$;" for character in str(program)):
-        raise ConfigError(f"nodeserve: is at {program}; systemd needs a path without such signs")
+        raise ConfigError(f"nodeserve is at {program}; systemd needs a path without such signs")
     source = files("nodeserve") / "systemd"
     planned = []
     for name, place in _PLACES.items():
@@ -89,14 +89,14 @@ def require_visible(places: Iterable[Path]) -> None:
         real = place.resolve()
         if any(real.is_relative_to(hidden) for hidden in _HIDDEN):
             raise ConfigError(
-                f"nodeserve: {real} cannot be seen by a service, which has no home directories and "
+                f"{real} cannot be seen by a service, which has no home directories and "
                 "a /tmp of its own; install nodeserve and its Python elsewhere, such as "
                 "/opt/nodeserve"
             )
         for folder in (real, *real.parents):
             if not folder.stat().st_mode & stat.S_IXOTH:
                 raise ConfigError(
-                    f"nodeserve: {folder} is closed to the user that the service runs as; "
+                    f"{folder} is closed to the user that the service runs as; "
                     f"run `chmod o+rx {folder}`, or install nodeserve elsewhere"
                 )
 
