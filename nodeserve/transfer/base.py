@@ -5,7 +5,7 @@ out of that pool into its own. Nothing here knows of blocks, leases or engines.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from nodeserve.kv.layout import CopyRun
 
@@ -42,4 +42,50 @@ class Importer(Protocol):
         Raises:
             PeerError: Its owner is gone, or the handle is of something else by now.
         """
+        ...
+
+
+class AddressRun(NamedTuple):
+    """One contiguous copy between addresses of this process: ``length`` bytes, never overlapping.
+
+    Where memory of a device is mapped into the process, its addresses count too.
+    """
+
+    source: int
+    destination: int
+    length: int
+
+
+class Fence(Protocol):
+    """A point in what this process has asked its device to do."""
+
+
+class Copier(Protocol):
+    """Moves bytes between a worker's pool and host memory, or a peer's pool mapped here.
+
+    ``fence`` is called on the thread that drives the device; ``copy`` on any one other thread.
+    """
+
+    def fence(self) -> Fence | None:
+        """Return a point behind all work asked for so far; None where work is done when asked."""
+        ...
+
+    def copy(self, runs: Sequence[AddressRun], after: Fence | None) -> None:
+        """Copy ``runs`` once ``after`` is reached; all of it is done on return.
+
+        Raises:
+            PeerError: The device failed; what was copied is not to be trusted.
+        """
+        ...
+
+    def register(self, address: int, num_bytes: int) -> None:
+        """Make host memory fast to copy from and to, which may take 0.1 s a GB; optional.
+
+        Raises:
+            PeerError: The device refuses; copies from and to it still work.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what was registered. No copy may run or begin."""
         ...

@@ -29,13 +29,15 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KvSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How KV is handed over between workers.
+    """How KV is handed over between workers, and where it is kept beyond them.
 
     ``lease_ttl_s`` bounds how long a handoff stays pinned when nobody releases it.
+    ``tier_address`` is where the block manager listens; None where there is no tier below the GPU.
     """
 
     async_load: bool = True
     lease_ttl_s: float = 60.0
+    tier_address: str | None = None
 
 
 class TenantSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +96,34 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     grammar_backend: str = GRAMMAR_BACKEND
     prompt_token_s: float | None = None
     output_token_s: float | None = None
+
+
+class DiskTierSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Where KV lies on disk: ``max_bytes`` in all ``directories`` together, striped over them."""
+
+    directories: tuple[str, ...]
+    max_bytes: int
+
+
+class BlockManagerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the block manager needs to know.
+
+    Its fds are those of the host tier's memory, which outlives it: the slot directory, then the
+    arenas, each of ``arena_bytes`` bytes, in the order of their numbers.
+    ``quotas`` bounds a listener's part of the host tier, above 0 and at most 1; others have no
+    bound. ``state_dir`` keeps what is worth keeping over restarts, such as digests of weights.
+    ``log_path`` is a file for every look-up, store and eviction, to compare policies with.
+    """
+
+    generation: int
+    runtime_dir: str
+    control_address: str
+    tier_address: str
+    arena_bytes: int
+    state_dir: str
+    quotas: dict[str, float] = {}
+    disk: DiskTierSpec | None = None
+    log_path: str | None = None
 
 
 class InflightLimitSpec(msgspec.Struct, frozen=True, kw_only=True):
