@@ -32,13 +32,16 @@ class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
 
 
 class KvHello(_Message, frozen=True, kw_only=True):
-    """An engine wants the host tier; said again whenever the block manager asks ``KvWho``.
+    """An engine wants the host tier; said again after ``KvWho``, and when nothing is answered.
+
+    A block manager that knows the engine welcomes it again and changes nothing else.
 
     ``model`` is the weights' directory. ``kv_format`` digests everything else that decides what
     a block's bytes mean: model config, dtypes, layout, block size, KV format of the vLLM release.
     ``block_bytes`` is one block over all layers and all ranks, in the order that does not depend
     on tensor parallelism. ``reading`` and ``writing`` are the slots that it still holds, and
-    ``writing_keys`` the keys of the latter: a successor must not reuse them.
+    ``writing_keys`` the keys of the latter: a successor must not reuse them. It pins those that
+    are read under call 0, until ``KvRelease`` of that.
     """
 
     worker: str
