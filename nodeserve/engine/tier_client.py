@@ -132,6 +132,11 @@ class TierClient:
         return None if self._silent else self._welcome
 
     @property
+    def welcome(self) -> KvWelcome | None:
+        """The tier that slots heard of are slots of, even while it does not answer."""
+        return self._welcome
+
+    @property
     def refusal(self) -> str | None:
         """Why this engine gets no tier; None unless the block manager said so."""
         return self._refused

@@ -80,6 +80,34 @@ class SharedMemory:
         os.close(self.fd)
 
 
+def open_memory(handle: Handle, flags: int) -> int:
+    """Return a file descriptor of the memory that ``handle`` describes.
+
+    Args:
+        handle: From ``SharedMemory.handle``.
+        flags: ``os.O_RDONLY`` or ``os.O_RDWR``.
+
+    Raises:
+        PeerError: The owner is gone, hides its files, or the handle is stale or malformed.
+    """
+    pid, fd, *identity = _numbers(handle)
+    path = f"/proc/{pid}/fd/{fd}"
+    try:
+        opened = os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        text = f"cannot open the memory of process {pid}: {error}; it has probably ended"
+        raise PeerError(text) from error
+    found = _identity(os.fstat(opened))
+    if found != identity:
+        os.close(opened)
+        text = (
+            f"{path} is another file by now: device, inode and bytes are {found}, "
+            f"were {identity}; the process that owned it has ended"
+        )
+        raise PeerError(text)
+    return opened
+
+
 class MappedMemory:
     """A peer's shared memory, mapped read-only at ``address``."""
 
@@ -92,24 +120,11 @@ class MappedMemory:
         pid, fd, *self._identity = _numbers(handle)
         self.num_bytes = self._identity[-1]
         self._path = f"/proc/{pid}/fd/{fd}"
-        try:
-            opened = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            text = f"cannot open the memory of process {pid}: {error}; it has probably ended"
-            raise PeerError(text) from error
-        try:
-            found = _identity(os.fstat(opened))
-            if found != self._identity:
-                text = (
-                    f"{self._path} is another file by now: device, inode and bytes are {found}, "
-                    f"were {self._identity}; the process that owned it has ended"
-                )
-                raise PeerError(text)
-            self.address: int = _LIBC.mmap(
-                None, self.num_bytes, mmap.PROT_READ, mmap.MAP_SHARED, opened, 0
-            )
-        finally:
-            os.close(opened)
+        opened = open_memory(handle, os.O_RDONLY)
+        self.address: int = _LIBC.mmap(
+            None, self.num_bytes, mmap.PROT_READ, mmap.MAP_SHARED, opened, 0
+        )
+        os.close(opened)
         if self.address == _MAP_FAILED:
             reason = os.strerror(ctypes.get_errno())
             text = f"cannot map {self.num_bytes} bytes of process {pid}: {reason}"

@@ -127,21 +127,21 @@ class SlotDirectoryReader:
             text = f"slot directory has header {found}, not one of {shape}"
             raise PeerError(text)
 
-    def require(self, slot: int, key: bytes) -> SlotEntry:
-        """Return the entry of ``slot`` if it holds ``key`` and may be read.
+    def require(self, slot: int, key: bytes, state: SlotState = SlotState.READY) -> SlotEntry:
+        """Return the entry of ``slot`` if it is ``key``'s and in ``state``.
 
         Raises:
-            PeerError: It does not, or is being changed.
+            PeerError: It is not, or is being changed.
         """
         if not 0 <= slot < self._num_slots:
             text = f"slot {slot} is not one of {self._num_slots}; the prompt is computed here"
             raise PeerError(text)
         raw = ctypes.string_at(self._memory.address + _at(slot), ENTRY_BYTES)
         entry = SlotEntry(*_ENTRY.unpack(raw))
-        if entry.state != SlotState.READY or entry.key != key or entry.sequence % 2:
+        if entry.state != state or entry.key != key or entry.sequence % 2:
             text = (
-                f"slot {slot} does not hold block {key.hex()[:16]} any more (state {entry.state}, "
-                f"sequence {entry.sequence}); the prompt is computed here"
+                f"slot {slot} does not hold block {key.hex()[:16]} {state.name} any more (state "
+                f"{entry.state}, sequence {entry.sequence}); the prompt is computed here"
             )
             raise PeerError(text)
         return entry

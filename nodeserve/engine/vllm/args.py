@@ -113,8 +113,15 @@ def transfer_config(spec: WorkerSpec, platform: Platform) -> KVTransferConfig | 
             "generation": spec.generation,
             "async_load": spec.kv.async_load,
             "lease_ttl_s": spec.kv.lease_ttl_s,
+            **_tier(spec),
         },
     )
+
+
+def _tier(spec: WorkerSpec) -> dict[str, Any]:
+    if spec.kv.tier_address is None:
+        return {}
+    return {"tier_address": spec.kv.tier_address, "worker": spec.name}
 
 
 def require_supported(arguments: Mapping[str, Any]) -> None:

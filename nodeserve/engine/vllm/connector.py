@@ -4,6 +4,7 @@ Every method hands over to one of the two halves. The order in which vLLM calls 
 vllm/distributed/kv_transfer/kv_connector/v1/base.py (0.32), an API that it calls experimental.
 """
 
+import dataclasses
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -28,13 +29,20 @@ from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request
 
 from nodeserve.clock import MonotonicClock
-from nodeserve.engine.vllm.connector_messages import LoadMetadata, LoadReport, PoolHandshake
+from nodeserve.engine.vllm.connector_messages import LoadReport, PoolHandshake
 from nodeserve.engine.vllm.connector_scheduler import ConnectorSettings, SchedulerSide
 from nodeserve.engine.vllm.connector_worker import WorkerSide
+from nodeserve.engine.vllm.host_tier import tier_scheduler
+from nodeserve.engine.vllm.host_tier_messages import StepMetadata, StepReport, TierStep
+from nodeserve.engine.vllm.host_tier_worker import TierWorker
 
 
 class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
-    """Pulls KV out of the memory of the worker that computed it, under a lease."""
+    """Brings KV to where it is needed.
+
+    A handed-over prompt is pulled out of the memory of the worker that computed it, under a lease;
+    any other one is looked up in the node's host tier, where what is computed is stored.
+    """
 
     def __init__(
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
@@ -50,7 +58,14 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
                 self._kv_transfer_config.kv_connector_extra_config, ConnectorSettings
             )
             self.scheduler = SchedulerSide(settings, kv_cache_config, MonotonicClock())
+            self.tier = tier_scheduler(
+                self._kv_transfer_config.kv_connector_extra_config,
+                vllm_config,
+                kv_cache_config,
+                MonotonicClock(),
+            )
         else:
+            self.tier_worker: TierWorker | None = None
             self.worker = WorkerSide(
                 kv_cache_config,
                 rank=get_tensor_model_parallel_rank(),
@@ -67,6 +82,8 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Take the allocated KV cache."""
         self.worker.register(kv_caches)
+        if self._kv_transfer_config.kv_connector_extra_config.get("tier_address") is not None:
+            self.tier_worker = self.worker.tier_worker()
 
     def get_handshake_metadata(self) -> PoolHandshake | None:
         """Return where this rank's pool lies, for the scheduler side."""
@@ -74,20 +91,29 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
 
     def start_load_kv(self, *_: Any, **__: Any) -> None:
         """Begin this step's loads; before the forward if one of them is not parked."""
-        self.worker.start(self._get_connector_metadata().loads)
+        step: StepMetadata = self._get_connector_metadata()
+        self.worker.start(step.handoffs.loads)
+        if self.tier_worker is not None:
+            self.tier_worker.start(step.tier)
 
     def get_transfer_results(self, _: set[str]) -> KVConnectorTransferResults:
         """Return which parked loads are over. Nothing is ever sent: peers pull."""
         finished, failed = self.worker.take_finished()
+        if self.tier_worker is not None:
+            more_finished, more_failed = self.tier_worker.take_finished()
+            finished, failed = finished | more_finished, failed | more_failed
         return KVConnectorTransferResults(finished_recving=finished, failed_recving=failed)
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Return the blocks that this step's forward should not have read."""
         return self.worker.take_bad_blocks()
 
-    def build_connector_worker_meta(self) -> LoadReport | None:
+    def build_connector_worker_meta(self) -> StepReport | None:
         """Return counts for the scheduler side."""
-        return self.worker.take_report()
+        report = StepReport(handoffs=self.worker.take_report() or LoadReport())
+        if self.tier_worker is not None:
+            report = dataclasses.replace(report, tier=self.tier_worker.take_report())
+        return None if report == StepReport() else report
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Do nothing: a load that a forward needs is complete before it starts."""
@@ -102,8 +128,12 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
         """Let go of threads and memory."""
         if hasattr(self, "scheduler"):
             self.scheduler.close()
+            if self.tier is not None:
+                self.tier.close()
         else:
             self.worker.close()
+            if self.tier_worker is not None:
+                self.tier_worker.close()
 
     # ---------------------------------------------------------- scheduler side
 
@@ -114,37 +144,62 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
         """Take the pool whose reference counts pin leased blocks."""
         self.scheduler.bind_block_pool(gpu_block_pool)
+        if self.tier is not None:
+            self.tier.bind_block_pool(gpu_block_pool)
 
     def on_new_request(self, request: Request) -> None:
-        """Note a new request's handoff."""
+        """Note a new request's handoff, or look up what the tier has of it."""
         self.scheduler.arrive(request)
+        if self.tier is not None:
+            self.tier.arrive(request)
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
-    ) -> tuple[int, bool]:
-        """Return how many tokens can be loaded behind the local prefix hit."""
-        return self.scheduler.loadable_tokens(request, num_computed_tokens)
+    ) -> tuple[int | None, bool]:
+        """Return how many tokens can be loaded behind the local prefix hit; None to ask again."""
+        num_tokens, parked = self.scheduler.loadable_tokens(request, num_computed_tokens)
+        if num_tokens or self.tier is None:
+            return num_tokens, parked
+        num_tokens = self.tier.loadable_tokens(request, num_computed_tokens)
+        return num_tokens, bool(num_tokens)
 
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
     ) -> None:
         """Ask for the load, now that its blocks are known."""
-        self.scheduler.allocated(request, blocks, num_external_tokens)
+        if self.scheduler.allocated(request, blocks, num_external_tokens) or self.tier is None:
+            return
+        self.tier.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
 
-    def build_connector_meta(self, _: SchedulerOutput) -> LoadMetadata:
-        """Return this step's loads."""
-        return self.scheduler.take_metadata()
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> StepMetadata:
+        """Return this step's loads and stores."""
+        handoffs = self.scheduler.take_metadata()
+        if self.tier is None:
+            return StepMetadata(handoffs, TierStep())
+        return StepMetadata(handoffs, self.tier.take_step(scheduler_output))
+
+    def has_pending_push_work(self) -> bool:
+        """Return whether stores need further steps, even if no request does."""
+        return self.tier is not None and self.tier.is_busy
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """Count what the workers report."""
-        self.scheduler.take_output(connector_output)
+        report = connector_output.kv_connector_worker_meta or StepReport()
+        failed = self.scheduler.take_output(connector_output, report.handoffs)
+        if self.tier is not None:
+            self.tier.take_output(connector_output, report.tier)
+            for request_id in failed:
+                self.tier.look_again(request_id)
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Pin a prefill leg's blocks and return its handoff; the request itself is over."""
+        if self.tier is not None:
+            self.tier.finish(request)
         return False, self.scheduler.finish(request, block_ids)
 
     def reset_cache(self) -> bool:
-        """Return whether nothing is leased: leased blocks are read by peers."""
-        return self.scheduler.stats()["leased"] == 0
+        """Return whether nothing is leased or being stored: those blocks are still read."""
+        held = 0 if self.tier is None else self.tier.num_held_blocks
+        return self.scheduler.stats()["leased"] + held == 0

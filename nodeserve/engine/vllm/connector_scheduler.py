@@ -70,6 +70,7 @@ class SchedulerSide:
         self._block_bytes = 0
         self._handoffs: dict[str, Handoff] = {}
         self._loads: list[Load] = []
+        self._parked: set[str] = set()
         # Requests whose load their own step waited for, with the blocks it filled.
         self._unparked: dict[str, tuple[Request, list[int]]] = {}
         self._num_loads = 0
@@ -116,14 +117,17 @@ class SchedulerSide:
         num_tokens = self._end_token(handoff, request) - num_computed
         return (num_tokens, self._settings.async_load) if num_tokens > 0 else (0, False)
 
-    def allocated(self, request: Request, blocks: KVCacheBlocks, num_tokens: int) -> None:
+    def allocated(self, request: Request, blocks: KVCacheBlocks, num_tokens: int) -> bool:
         """Ask for the load of ``num_tokens`` tokens, now that the request has its blocks.
 
         A handoff is used once: after a failure or a preemption the prompt is computed here.
+
+        Returns:
+            Whether there is a handoff to load them from.
         """
         handoff = self._handoffs.pop(request.request_id, None)
         if handoff is None or num_tokens == 0:
-            return
+            return False
         end = self._end_token(handoff, request)
         first, behind = (end - num_tokens) // self._block_size, -(-end // self._block_size)
         load = Load(
@@ -135,8 +139,11 @@ class SchedulerSide:
         )
         self._num_loads += 1
         self._loads.append(load)
-        if not load.parked:
+        if load.parked:
+            self._parked.add(load.request_id)
+        else:
             self._unparked[load.request_id] = (request, load.blocks)
+        return True
 
     def take_metadata(self) -> LoadMetadata:
         """Return what the workers must load; called in every step, so leases expire here too."""
@@ -145,13 +152,14 @@ class SchedulerSide:
         self._loads = []
         return metadata
 
-    def take_output(self, output: KVConnectorOutput) -> None:
-        """Count what the workers report."""
-        self._num_load_failures += len(output.failed_recving or ())
-        if isinstance(report := output.kv_connector_worker_meta, LoadReport):
-            self._num_load_failures += report.unparked_failures
-            self._load_bytes += report.num_bytes
-            self._load_ms += report.load_ms
+    def take_output(self, output: KVConnectorOutput, report: LoadReport) -> set[str]:
+        """Count what the workers report; return the requests whose parked loads have failed."""
+        over = self._parked & (output.finished_recving or set())
+        self._parked -= over
+        failed = over & (output.failed_recving or set())
+        self._num_load_failures += len(failed) + report.unparked_failures
+        self._load_bytes += report.num_bytes
+        self._load_ms += report.load_ms
         if output.invalid_block_ids:
             # vLLM has put an unparked load's blocks into the prefix cache already. Their owner
             # computes them again, perhaps over several steps: nobody else may hit them meanwhile.
@@ -159,6 +167,7 @@ class SchedulerSide:
             for request, blocks in self._unparked.values():
                 if not output.invalid_block_ids.isdisjoint(blocks):
                     _count_as_computed(request)
+        return failed
 
     # ------------------------------------------------------------------ leases
 

@@ -13,6 +13,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from nodeserve.clock import Clock
 from nodeserve.engine.vllm.connector_messages import Load, LoadReport, PoolHandshake
 from nodeserve.engine.vllm.handoff import PoolDescription
+from nodeserve.engine.vllm.host_tier_worker import TierWorker
 from nodeserve.engine.vllm.kv_memory import HostKvMemory, require_one_group
 from nodeserve.engine.vllm.loader import KvLoader
 from nodeserve.errors import PeerError
@@ -74,6 +75,16 @@ class WorkerSide:
             target=self._copy_parked, args=(self._loader,), name="kv-loads", daemon=True
         )
         self._thread.start()
+
+    def tier_worker(self) -> TierWorker:
+        """Return the host tier's half over our pool; only after ``register``."""
+        return TierWorker(
+            layout.from_plain(self._description.geometry),
+            self.memory.pool_address,
+            self.memory.copier,
+            rank=self._rank,
+            clock=self._clock,
+        )
 
     def handshake(self) -> PoolHandshake | None:
         """Return where our pool lies; None before it was allocated."""

@@ -18,6 +18,7 @@ from nodeserve.engine.vllm.connector import NodeserveConnector
 from nodeserve.engine.vllm.connector_scheduler import SchedulerSide
 from nodeserve.engine.vllm.executor import executor_class
 from nodeserve.engine.vllm.grammar_threads import background_executor
+from nodeserve.engine.vllm.host_tier_scheduler import TierScheduler
 from nodeserve.errors import InvariantError, PeerError
 from nodeserve.wire.control import WireFields
 
@@ -123,13 +124,20 @@ class NodeEngineCore(EngineCoreProc):
     @property
     def handoffs(self) -> SchedulerSide | None:
         """The scheduler's half of the KV connector: leases and loads; None without one."""
+        return None if (connector := self._connector) is None else connector.scheduler
+
+    @property
+    def tier(self) -> TierScheduler | None:
+        """The scheduler's half of the host tier; None where the engine has none."""
+        return None if (connector := self._connector) is None else connector.tier
+
+    @property
+    def _connector(self) -> NodeserveConnector | None:
         connector = self.scheduler.get_kv_connector()
-        if connector is None:
-            return None
-        if not isinstance(connector, NodeserveConnector):
+        if connector is not None and not isinstance(connector, NodeserveConnector):
             text = f"the engine runs with the KV connector {type(connector).__name__}, not ours"
             raise InvariantError(text)
-        return connector.scheduler
+        return connector
 
     @property
     def num_requests(self) -> int:
@@ -161,6 +169,10 @@ class NodeEngineCore(EngineCoreProc):
     def nodeserve_kv_stats(self) -> dict:
         """Return what was leased and loaded; called over the wire."""
         return NO_HANDOFFS if (handoffs := self.handoffs) is None else handoffs.stats()
+
+    def nodeserve_tier_stats(self) -> dict:
+        """Return what was asked of the host tier, loaded and stored; called over the wire."""
+        return {} if (tier := self.tier) is None else tier.stats()
 
     def _has_leases(self) -> bool:
         return (handoffs := self.handoffs) is not None and handoffs.num_leases > 0

@@ -19,7 +19,8 @@ from nodeserve.engine.vllm.handoff import PoolDescription
 from nodeserve.errors import ConfigError, InvariantError
 from nodeserve.kv import layout
 from nodeserve.kv.layout import LayerPlace, PoolGeometry
-from nodeserve.transfer.base import Importer
+from nodeserve.transfer.base import Copier, Importer
+from nodeserve.transfer.host_copier import HostCopier
 from nodeserve.transfer.shared_memory import TRANSPORT, SharedMemory, SharedMemoryImporter
 
 
@@ -89,6 +90,15 @@ class HostKvMemory(TorchFunctionMode):
             handle=self._memory.handle(),
             geometry=layout.to_plain(_geometry(config, views, self._pool_bytes)),
         )
+
+    @property
+    def pool_address(self) -> int:
+        """Where the pool begins in this process."""
+        return self._pool.data_ptr()
+
+    def copier(self) -> Copier:
+        """Return what copies between the pool and host memory."""
+        return HostCopier()
 
     def importers(self) -> dict[str, Importer]:
         """Return, by transport, what copies peers' blocks into this pool."""

@@ -1,0 +1,98 @@
+"""Makes the scheduler's half of the host tier, and says what an engine's blocks are."""
+
+import hashlib
+import json
+import os
+from typing import Any, Final
+
+import msgspec
+from vllm.config import VllmConfig
+from vllm.v1.kv_cache_interface import KVCacheConfig
+
+from nodeserve.clock import Clock
+from nodeserve.config.release import pinned_vllm_version
+from nodeserve.engine.tier_client import TierClient
+from nodeserve.engine.vllm.host_tier_scheduler import TierScheduler
+from nodeserve.wire.kv_tier import KvHello
+
+HASH_ALGORITHM: Final = "sha256_cbor"
+"""vLLM's canonical block hash: its default pickles, which is not canonical for equal keys."""
+
+_NOT_CONTENT: Final = ("_name_or_path", "transformers_version")
+
+
+class TierSettings(msgspec.Struct, frozen=True):
+    """What nodeserve tells its connector of the tier, through ``kv_connector_extra_config``.
+
+    ``tier_address`` is the block manager's; None for no tier.
+    """
+
+    generation: int
+    worker: str = ""
+    tier_address: str | None = None
+
+
+def tier_scheduler(
+    extra: dict[str, Any], config: VllmConfig, cache: KVCacheConfig, clock: Clock
+) -> TierScheduler | None:
+    """Return the scheduler's half; None where the engine has no tier.
+
+    Args:
+        extra: ``kv_connector_extra_config``.
+        config: The engine's.
+        cache: One group of full attention.
+        clock: For the block manager's deadlines.
+    """
+    settings = msgspec.convert(extra, TierSettings)
+    if settings.tier_address is None or not has_tier_keys(config):
+        return None
+    num_ranks = config.parallel_config.tensor_parallel_size
+    hello = KvHello(
+        worker=settings.worker,
+        generation=settings.generation,
+        pid=os.getpid(),
+        model=config.model_config.model,
+        kv_format=kv_format(config, cache),
+        block_bytes=_block_bytes(cache) * num_ranks,
+    )
+    return TierScheduler(
+        TierClient(settings.tier_address, hello, clock),
+        block_size=cache.kv_cache_groups[0].kv_cache_spec.block_size,
+        num_ranks=num_ranks,
+    )
+
+
+def has_tier_keys(config: VllmConfig) -> bool:
+    """Return whether the engine's block hashes are the same for the same content everywhere."""
+    cache = config.cache_config
+    return bool(cache.enable_prefix_caching) and cache.prefix_caching_hash_algo == HASH_ALGORITHM
+
+
+def kv_format(config: VllmConfig, cache: KVCacheConfig) -> bytes:
+    """Return a digest of all, beside the weights, that decides what a block's bytes mean."""
+    model = config.model_config
+    described = {
+        "vllm": pinned_vllm_version(),
+        "model": _without_names(model.hf_config.to_dict()),
+        "dtype": str(model.dtype),
+        "quantization": str(model.quantization),
+        "kv_cache_dtype": str(config.cache_config.cache_dtype),
+        "hash_seed": os.environ.get("PYTHONHASHSEED"),
+        "groups": [repr(group.kv_cache_spec) for group in cache.kv_cache_groups],
+        "layers": [sorted(group.layer_names) for group in cache.kv_cache_groups],
+        "ranks": config.parallel_config.tensor_parallel_size,
+    }
+    text = json.dumps(described, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _without_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_names(v) for k, v in value.items() if k not in _NOT_CONTENT}
+    return value
+
+
+def _block_bytes(cache: KVCacheConfig) -> int:
+    """Return what one block holds over all layers of one rank."""
+    rank_bytes = max(tensor.size for tensor in cache.kv_cache_tensors)
+    return rank_bytes // cache.num_blocks
