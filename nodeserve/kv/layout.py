@@ -1,18 +1,28 @@
-"""Where a worker's KV blocks lie in its pool, and which bytes move when blocks are copied.
+"""Where a worker's KV blocks lie in its pool, head by head and token by token.
 
-vLLM keeps a worker's whole KV cache in one allocation, the pool. Every group of like layers has
-a place in it: the page of layer ``l`` in block ``b`` starts at
-``offset + l * layer_stride + b * block_stride``.
-Source: KVCacheTensor in vllm/v1/kv_cache_interface.py (0.32).
+vLLM keeps a rank's whole KV cache in one allocation, the pool. Like layers of one KV cache group
+have a place in it: the page of layer ``l`` in block ``b`` starts at
+``offset + l * layer_stride + b * block_stride``. A page holds some of the model's KV heads, and
+every head of it the same planes. Source: KVCacheTensor in vllm/v1/kv_cache_interface.py (0.32).
+
+What a plane is differs: attention on GPUs keeps key and value of a token side by side, one plane
+of one row. Attention on CPUs keeps keys as ``[head_dim, block_size]``, a plane of ``head_dim``
+rows, and values as ``[block_size, head_dim]``, a plane of one row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from nodeserve.errors import PeerError
+
+NULL_BLOCK: Final = 0
+"""In a list of blocks, what stands for tokens without KV: they are behind a sliding window.
+
+Source: BlockPool in vllm/v1/core/block_pool.py (0.32) never gives block 0 to a request.
+"""
 
 
 class CopyRun(NamedTuple):
@@ -24,56 +34,176 @@ class CopyRun(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class HeadRange:
+    """Which of the model's ``total`` KV heads a rank has: ``count`` of them from ``first`` on.
+
+    With more ranks than heads, ``replicas`` ranks hold the same heads; ``replica`` numbers them.
+    """
+
+    first: int
+    count: int
+    total: int
+    replica: int = 0
+    replicas: int = 1
+
+    @property
+    def end(self) -> int:
+        """The number behind the last head's."""
+        return self.first + self.count
+
+    def check(self) -> None:
+        """Raise ValueError unless there are such heads."""
+        if not (0 <= self.first < self.end <= self.total and 0 <= self.replica < self.replicas):
+            text = f"KV geometry has impossible heads {self}"
+            raise ValueError(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """A part of a head's bytes in a page: ``rows`` rows of cells, a cell for ``cell_tokens``.
+
+    ``offset`` is from the head's start. A cell is never split: where an attention backend mixes
+    the bytes of tokens, its cell has all of these tokens.
+    """
+
+    offset: int
+    rows: int
+    row_stride: int
+    cell_tokens: int
+    cell_stride: int
+    cell_bytes: int
+
+    def row_bytes(self, num_tokens: int) -> int:
+        """Return the bytes of ``num_tokens`` tokens in one row."""
+        return num_tokens // self.cell_tokens * self.cell_bytes
+
+    def end(self, num_tokens: int) -> int:
+        """Return the offset behind the last byte of ``num_tokens`` tokens."""
+        last_cell = (num_tokens // self.cell_tokens - 1) * self.cell_stride
+        return self.offset + (self.rows - 1) * self.row_stride + last_cell + self.cell_bytes
+
+    def is_dense(self, num_tokens: int) -> bool:
+        """Return whether rows of ``num_tokens`` tokens follow each other without a gap."""
+        row_bytes = self.row_bytes(num_tokens)
+        in_row = self.cell_stride == self.cell_bytes or num_tokens == self.cell_tokens
+        return in_row and (self.rows == 1 or self.row_stride == row_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class LayerPlace:
-    """Where ``num_layers`` like layers lie in the pool, all in bytes."""
+    """Where ``num_layers`` like layers of KV cache group ``group`` lie in the pool, in bytes.
+
+    A page is made of chunks of ``chunk_tokens`` tokens, which is one chunk for all tokens unless
+    the attention kernel's blocks are smaller than vLLM's. Planes repeat per chunk and head.
+    """
 
     num_layers: int
     layer_stride: int
     block_stride: int
     offset: int
-    page_bytes: int
+    heads: HeadRange
+    head_stride: int
+    chunk_tokens: int
+    chunk_stride: int
+    planes: tuple[Plane, ...]
+    group: int = 0
 
-    def end(self, num_blocks: int) -> int:
+    @property
+    def head_bytes(self) -> int:
+        """What a chunk holds of one head."""
+        return sum(plane.rows * plane.row_bytes(self.chunk_tokens) for plane in self.planes)
+
+    def layer_bytes(self, block_size: int, num_heads: int) -> int:
+        """Return what ``num_heads`` heads of one layer's page of ``block_size`` tokens hold."""
+        return block_size // self.chunk_tokens * num_heads * self.head_bytes
+
+    def is_dense(self) -> bool:
+        """Return whether a head's planes follow each other in a chunk without a gap."""
+        offset = 0
+        for plane in self.planes:
+            if plane.offset != offset or not plane.is_dense(self.chunk_tokens):
+                return False
+            offset = plane.end(self.chunk_tokens)
+        return True
+
+    def end(self, num_blocks: int, block_size: int) -> int:
         """Return the offset behind the last byte of the last block's last layer."""
-        last_layer = (self.num_layers - 1) * self.layer_stride
-        return self.offset + last_layer + (num_blocks - 1) * self.block_stride + self.page_bytes
+        counts_and_strides = (
+            (self.num_layers, self.layer_stride),
+            (num_blocks, self.block_stride),
+            (block_size // self.chunk_tokens, self.chunk_stride),
+            (self.heads.count, self.head_stride),
+        )
+        last = sum((count - 1) * stride for count, stride in counts_and_strides)
+        return self.offset + last + max(plane.end(self.chunk_tokens) for plane in self.planes)
+
+    def check(self, block_size: int) -> None:
+        """Raise ValueError unless blocks of ``block_size`` tokens can lie so."""
+        self.heads.check()
+        planes = self.planes
+        counts = [self.num_layers, self.chunk_tokens, *(plane.rows for plane in planes)]
+        counts += [size for plane in planes for size in (plane.cell_tokens, plane.cell_bytes)]
+        others = [self.layer_stride, self.block_stride, self.offset, self.head_stride]
+        others += [self.chunk_stride]
+        others += [n for plane in planes for n in (plane.offset, plane.row_stride)]
+        others += [plane.cell_stride for plane in planes]
+        if (
+            not planes
+            or min(counts) < 1
+            or min(others) < 0
+            or block_size % self.chunk_tokens
+            or any(self.chunk_tokens % plane.cell_tokens for plane in planes)
+        ):
+            text = f"KV geometry has an impossible place {self} for blocks of {block_size} tokens"
+            raise ValueError(text)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolGeometry:
     """The shape of one rank's KV pool.
 
-    ``block_size`` is in tokens. ``page_format`` says how a page is laid out inside (layout,
-    dtype, heads); it is only compared. A geometry that reaches outside ``pool_bytes`` is
+    ``block_sizes`` is in tokens, by KV cache group; groups share the pool's blocks, each of which
+    is of one group at a time. ``page_format`` says what the bytes mean (attention backend, dtype,
+    kinds of groups); it is only compared. A geometry that reaches outside ``pool_bytes`` is
     refused, because copies trust it.
 
     Raises:
-        ValueError: A number is negative, or a place ends behind the pool.
+        ValueError: A number is impossible, or a place ends behind the pool.
     """
 
     places: tuple[LayerPlace, ...]
-    block_size: int
+    block_sizes: tuple[int, ...]
     num_blocks: int
     pool_bytes: int
     page_format: str
 
     def __post_init__(self) -> None:
-        if not self.places or self.block_size < 1 or self.num_blocks < 1:
+        if not self.places or not self.block_sizes or min(*self.block_sizes, self.num_blocks) < 1:
             text = f"KV geometry {self} is empty"
             raise ValueError(text)
         for place in self.places:
-            numbers = (place.layer_stride, place.block_stride, place.offset)
-            if place.num_layers < 1 or place.page_bytes < 1 or min(numbers) < 0:
-                text = f"KV geometry has an impossible place {place}"
+            if not 0 <= place.group < len(self.block_sizes):
+                text = f"KV geometry: {place} is of none of {len(self.block_sizes)} groups"
                 raise ValueError(text)
-            if (end := place.end(self.num_blocks)) > self.pool_bytes:
+            block_size = self.block_sizes[place.group]
+            place.check(block_size)
+            held = place.num_layers * place.layer_bytes(block_size, place.heads.count)
+            end = max(place.end(self.num_blocks, block_size), self.num_blocks * held)
+            if end > self.pool_bytes:
                 text = f"KV geometry: {place} ends at byte {end} of a pool of {self.pool_bytes}"
                 raise ValueError(text)
 
-    @property
-    def block_bytes(self) -> int:
-        """What one block holds over all layers of this rank."""
-        return sum(place.num_layers * place.page_bytes for place in self.places)
+    def places_of(self, group: int) -> tuple[LayerPlace, ...]:
+        """Return the places of one KV cache group's layers."""
+        return tuple(place for place in self.places if place.group == group)
+
+    def block_bytes(self, group: int = 0) -> int:
+        """Return what one block of ``group`` holds over all its layers of this rank."""
+        block_size = self.block_sizes[group]
+        return sum(
+            place.num_layers * place.layer_bytes(block_size, place.heads.count)
+            for place in self.places_of(group)
+        )
 
 
 def to_plain(geometry: PoolGeometry) -> dict[str, Any]:
@@ -93,109 +223,3 @@ def from_plain(plain: Mapping[str, Any]) -> PoolGeometry:
     except (msgspec.ValidationError, ValueError) as error:
         text = f"a peer described its KV pool wrongly: {error}; restart that worker"
         raise PeerError(text) from error
-
-
-def require_like(source: PoolGeometry, destination: PoolGeometry) -> None:
-    """Refuse two pools whose blocks do not hold the same bytes in the same order.
-
-    Strides, offsets and the number of blocks may differ: they only change where bytes lie.
-
-    Raises:
-        PeerError: Naming the first difference and both values.
-    """
-    compared: tuple[tuple[str, object, object], ...] = (
-        ("block_size", source.block_size, destination.block_size),
-        ("page format", source.page_format, destination.page_format),
-        ("layers and page bytes", _pages(source), _pages(destination)),
-    )
-    for name, theirs, ours in compared:
-        if theirs != ours:
-            text = (
-                f"KV pools differ in {name}: {theirs} there, {ours} here; "
-                "give both workers the same model, dtype, block_size and tensor parallel size"
-            )
-            raise PeerError(text)
-
-
-def copy_runs(
-    source: PoolGeometry,
-    source_blocks: Sequence[int],
-    destination: PoolGeometry,
-    destination_blocks: Sequence[int],
-) -> list[CopyRun]:
-    """Return the copies that move ``source_blocks`` onto ``destination_blocks``, in order.
-
-    Blocks that follow each other on both sides become one copy where their bytes do, and so do
-    the layers of a block where they do: few large copies are what transports are good at.
-
-    Raises:
-        PeerError: The pools are not alike, a block lies outside its pool, or the two lists
-            differ in length.
-    """
-    require_like(source, destination)
-    _require_inside(source, source_blocks, "source")
-    _require_inside(destination, destination_blocks, "destination")
-    if len(source_blocks) != len(destination_blocks):
-        text = (
-            f"handoff of {len(source_blocks)} KV blocks meets {len(destination_blocks)} "
-            "destination blocks; recompute the prompt"
-        )
-        raise PeerError(text)
-    spans = _spans(source_blocks, destination_blocks)
-    runs: list[CopyRun] = []
-    for theirs, ours in zip(source.places, destination.places, strict=True):
-        runs += _place_runs(theirs, ours, spans)
-    return runs
-
-
-def _pages(geometry: PoolGeometry) -> list[tuple[int, int]]:
-    return [(place.num_layers, place.page_bytes) for place in geometry.places]
-
-
-def _require_inside(geometry: PoolGeometry, blocks: Sequence[int], side: str) -> None:
-    if blocks and not (min(blocks) >= 0 and max(blocks) < geometry.num_blocks):
-        text = (
-            f"{side} KV blocks {min(blocks)} to {max(blocks)} are not all in a pool of "
-            f"{geometry.num_blocks}; recompute the prompt"
-        )
-        raise PeerError(text)
-
-
-def _spans(
-    source_blocks: Sequence[int], destination_blocks: Sequence[int]
-) -> list[tuple[int, int, int]]:
-    """Group pairs of blocks that advance by one on both sides: first pair and count."""
-    spans: list[tuple[int, int, int]] = []
-    for theirs, ours in zip(source_blocks, destination_blocks, strict=True):
-        if spans:
-            first_theirs, first_ours, count = spans[-1]
-            if theirs == first_theirs + count and ours == first_ours + count:
-                spans[-1] = (first_theirs, first_ours, count + 1)
-                continue
-        spans.append((theirs, ours, 1))
-    return spans
-
-
-def _place_runs(
-    source: LayerPlace, destination: LayerPlace, spans: Sequence[tuple[int, int, int]]
-) -> list[CopyRun]:
-    unit, num_layers = source.page_bytes, source.num_layers
-    if source.layer_stride == destination.layer_stride == unit:
-        # Block-outermost layout: a block's layers lie side by side.
-        unit, num_layers = unit * num_layers, 1
-    dense = source.block_stride == destination.block_stride == unit
-    runs: list[CopyRun] = []
-    for layer in range(num_layers):
-        from_layer = source.offset + layer * source.layer_stride
-        to_layer = destination.offset + layer * destination.layer_stride
-        for theirs, ours, count in spans:
-            start = from_layer + theirs * source.block_stride
-            end = to_layer + ours * destination.block_stride
-            if dense:
-                runs.append(CopyRun(start, end, count * unit))
-                continue
-            runs += [
-                CopyRun(start + i * source.block_stride, end + i * destination.block_stride, unit)
-                for i in range(count)
-            ]
-    return runs

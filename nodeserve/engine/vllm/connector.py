@@ -17,10 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorTransferResults,
     SupportsHMA,
 )
-from vllm.distributed.parallel_state import (
-    get_tensor_model_parallel_rank,
-    get_tensor_model_parallel_world_size,
-)
+from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -35,6 +32,7 @@ from nodeserve.engine.vllm.connector_worker import WorkerSide
 from nodeserve.engine.vllm.host_tier import tier_scheduler
 from nodeserve.engine.vllm.host_tier_messages import StepMetadata, StepReport, TierStep
 from nodeserve.engine.vllm.host_tier_worker import TierWorker
+from nodeserve.engine.vllm.kv_memory import RankFacts
 
 
 class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
@@ -68,8 +66,7 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
             self.tier_worker: TierWorker | None = None
             self.worker = WorkerSide(
                 kv_cache_config,
-                rank=get_tensor_model_parallel_rank(),
-                num_ranks=get_tensor_model_parallel_world_size(),
+                RankFacts.of(vllm_config, get_tensor_model_parallel_rank()),
                 clock=MonotonicClock(),
             )
 

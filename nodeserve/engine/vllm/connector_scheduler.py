@@ -86,7 +86,7 @@ class SchedulerSide:
         """Take where every rank's KV pool lies."""
         self._descriptions = tuple(by_rank[rank].pool for rank in sorted(by_rank))
         self._block_bytes = sum(
-            layout.from_plain(pool.geometry).block_bytes for pool in self._descriptions
+            layout.from_plain(pool.geometry).block_bytes() for pool in self._descriptions
         )
 
     # ------------------------------------------------------------------- loads

@@ -14,7 +14,7 @@ from nodeserve.clock import Clock
 from nodeserve.engine.vllm.connector_messages import Load, LoadReport, PoolHandshake
 from nodeserve.engine.vllm.handoff import PoolDescription
 from nodeserve.engine.vllm.host_tier_worker import TierWorker
-from nodeserve.engine.vllm.kv_memory import HostKvMemory, require_one_group
+from nodeserve.engine.vllm.kv_memory import HostKvMemory, RankFacts, require_one_group
 from nodeserve.engine.vllm.loader import KvLoader
 from nodeserve.errors import PeerError
 from nodeserve.kv import layout
@@ -41,7 +41,7 @@ class WorkerSide:
     The queue of loads is bounded by the scheduler: every waiting load holds KV blocks.
     """
 
-    def __init__(self, config: KVCacheConfig, *, rank: int, num_ranks: int, clock: Clock) -> None:
+    def __init__(self, config: KVCacheConfig, ranks: RankFacts, *, clock: Clock) -> None:
         """Prepare to share the pool of ``config``; vLLM allocates it later.
 
         Raises:
@@ -49,8 +49,7 @@ class WorkerSide:
         """
         require_one_group(config)
         self._config = config
-        self._rank = rank
-        self._num_ranks = num_ranks
+        self._ranks = ranks
         self._clock = clock
         self.memory = HostKvMemory(config.kv_cache_tensors[0].size)
         self._description: PoolDescription | None = None
@@ -64,12 +63,11 @@ class WorkerSide:
 
     def register(self, views: dict[str, torch.Tensor]) -> None:
         """Take vLLM's tensors per layer, and be ready to load."""
-        self._description = self.memory.describe(self._config, views)
+        self._description = self.memory.describe(self._config, views, self._ranks)
         self._loader = KvLoader(
             layout.from_plain(self._description.geometry),
             self.memory.importers(),
-            rank=self._rank,
-            num_ranks=self._num_ranks,
+            rank=self._ranks.rank,
         )
         self._thread = threading.Thread(
             target=self._copy_parked, args=(self._loader,), name="kv-loads", daemon=True
@@ -104,7 +102,7 @@ class WorkerSide:
         while not self._done.empty():
             outcome = self._done.get()
             self._report.num_bytes += outcome.num_bytes
-            self._report.load_ms += outcome.load_ms if self._rank == 0 else 0.0
+            self._report.load_ms += outcome.load_ms if self._ranks.rank == 0 else 0.0
             if outcome.load.parked:
                 finished.add(outcome.load.request_id)
                 if outcome.failed:

@@ -4,18 +4,22 @@ vLLM allocates a worker's whole KV cache with one ``torch.zeros`` of int8 inside
 memory pool context (vllm/v1/worker/utils.py:596 and vllm/v1/worker/gpu_worker.py:879, 0.32).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from vllm.config import VllmConfig
 from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
     KVCacheConfig,
     UniformTypeKVCacheSpecs,
     is_full_attention_spec,
 )
 
 from nodeserve.engine.vllm.handoff import PoolDescription
+from nodeserve.engine.vllm.kv_geometry import LayerFacts
 from nodeserve.errors import ConfigError, InvariantError
 from nodeserve.kv import layout
 from nodeserve.kv.layout import LayerPlace, PoolGeometry
@@ -40,6 +44,29 @@ def require_one_group(config: KVCacheConfig) -> None:
         "the engine argument disable_hybrid_kv_cache_manager = true"
     )
     raise ConfigError(text)
+
+
+@dataclass(frozen=True, slots=True)
+class RankFacts:
+    """Which rank of how many, and what is in its pool.
+
+    ``layers`` are vLLM's attention modules by name; they know their backend.
+    """
+
+    rank: int
+    num_ranks: int
+    total_kv_heads: int
+    layers: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, config: VllmConfig, rank: int) -> "RankFacts":
+        """Return what ``config`` says of tensor parallel rank ``rank``."""
+        return cls(
+            rank=rank,
+            num_ranks=config.parallel_config.tensor_parallel_size,
+            total_kv_heads=config.model_config.get_total_num_kv_heads(),
+            layers=config.compilation_config.static_forward_context,
+        )
 
 
 class HostKvMemory(TorchFunctionMode):
@@ -70,12 +97,16 @@ class HostKvMemory(TorchFunctionMode):
         )
         return self._pool
 
-    def describe(self, config: KVCacheConfig, views: dict[str, torch.Tensor]) -> PoolDescription:
+    def describe(
+        self, config: KVCacheConfig, views: dict[str, torch.Tensor], ranks: RankFacts
+    ) -> PoolDescription:
         """Return what a peer needs to read the pool.
 
         Args:
             config: This rank's, with the places of the layers.
-            views: vLLM's tensor per layer, ``[num_blocks, heads, block_size, content]`` each.
+            views: vLLM's tensor per layer, ``[num_blocks, heads, block_size, content]`` each;
+                with kernels of smaller blocks more of them.
+            ranks: Who has which heads.
 
         Raises:
             InvariantError: vLLM did not allocate as expected, so nothing can be handed over.
@@ -88,7 +119,7 @@ class HostKvMemory(TorchFunctionMode):
             )
         return PoolDescription(
             handle=self._memory.handle(),
-            geometry=layout.to_plain(_geometry(config, views, self._pool_bytes)),
+            geometry=layout.to_plain(_geometry(config, views, self._pool_bytes, ranks)),
         )
 
     @property
@@ -106,30 +137,61 @@ class HostKvMemory(TorchFunctionMode):
 
 
 def _geometry(
-    config: KVCacheConfig, views: dict[str, torch.Tensor], pool_bytes: int
+    config: KVCacheConfig, views: dict[str, torch.Tensor], pool_bytes: int, ranks: RankFacts
 ) -> PoolGeometry:
-    (group,) = config.kv_cache_groups
-    places, formats = [], []
+    groups = config.kv_cache_groups
+    places, kinds = [], []
     for tensor in config.kv_cache_tensors:
         name = tensor.layers[0]
-        spec = group.kv_cache_spec
+        number = next(i for i, group in enumerate(groups) if name in group.layer_names)
+        spec = groups[number].kv_cache_spec
         if isinstance(spec, UniformTypeKVCacheSpecs):
             spec = spec.kv_cache_specs[name]
+        facts = _layer_facts(spec, views[name], config.num_blocks, ranks.layers[name])
+        heads = facts.head_range(ranks.rank, ranks.num_ranks, ranks.total_kv_heads)
+        head_stride, planes = facts.planes(heads)
         places.append(
             LayerPlace(
                 num_layers=len(tensor.layers),
                 layer_stride=tensor.layer_stride,
                 block_stride=tensor.block_stride,
                 offset=tensor.offset,
-                page_bytes=spec.page_size_bytes,
+                heads=heads,
+                head_stride=head_stride,
+                chunk_tokens=facts.tokens,
+                chunk_stride=facts.block_stride,
+                planes=planes,
+                group=number,
             )
         )
-        view = views[name]
-        formats.append(f"{view.dtype} {tuple(view.shape[1:])} by {view.stride()[1:]}")
+        kinds.append(f"{type(spec).__name__} {facts.kind}")
     return PoolGeometry(
         places=tuple(places),
-        block_size=group.kv_cache_spec.block_size,
+        block_sizes=tuple(group.kv_cache_spec.block_size for group in groups),
         num_blocks=config.num_blocks,
         pool_bytes=pool_bytes,
-        page_format="; ".join(formats),
+        page_format="; ".join(kinds),
+    )
+
+
+def _layer_facts(
+    spec: AttentionSpec, view: torch.Tensor, num_blocks: int, layer: Any
+) -> LayerFacts:
+    kernel_blocks, heads, states, content = view.shape
+    size = view.element_size()
+    block_stride, head_stride, token_stride, _ = (stride * size for stride in view.stride())
+    return LayerFacts(
+        backend=layer.get_attn_backend().get_name(),
+        isa=getattr(layer, "isa", None),
+        dtype=str(view.dtype).removeprefix("torch."),
+        heads=heads,
+        tokens=spec.block_size * num_blocks // kernel_blocks,
+        states=states,
+        content_bytes=content * size,
+        element_bytes=size,
+        block_stride=block_stride,
+        head_stride=head_stride,
+        token_stride=token_stride,
+        kv_heads=spec.num_kv_heads,
+        latent=spec.max_tp_shards == 1,
     )

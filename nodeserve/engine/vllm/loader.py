@@ -5,33 +5,39 @@ those of peers that ended are let go, so that their memory is given back.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from nodeserve.engine.vllm.handoff import Handoff
 from nodeserve.errors import PeerError
 from nodeserve.ids import Generation, LeaseId
-from nodeserve.kv import layout
+from nodeserve.kv import layout, page_copy
 from nodeserve.kv.layout import PoolGeometry
+from nodeserve.kv.page_copy import PoolBlocks
 from nodeserve.transfer.base import Importer, PeerPool
 from nodeserve.transfer.lease_table import LeaseTableReader
 
 MAX_PEERS: Final = 64
-"""Pools kept mapped at most; a node has fewer workers than this."""
+"""Engines whose pools are kept mapped at most; a node has fewer workers than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Peer:
-    pool: PeerPool
-    geometry: PoolGeometry
+    """What we read of one engine: for each rank that we need, its pool and which places of it."""
+
+    pools: Mapping[int, PeerPool]
+    geometries: Mapping[int, PoolGeometry]
+    places: Mapping[int, Collection[int]]
     leases: LeaseTableReader
 
     def is_current(self) -> bool:
-        return self.pool.is_current() and self.leases.is_current()
+        pools = self.pools.values()
+        return self.leases.is_current() and all(pool.is_current() for pool in pools)
 
     def close(self) -> None:
-        self.pool.close()
+        for pool in self.pools.values():
+            pool.close()
         self.leases.close()
 
 
@@ -39,25 +45,19 @@ class KvLoader:
     """Loads handed-over blocks into one rank's pool. Not thread-safe: the caller has a lock."""
 
     def __init__(
-        self,
-        geometry: PoolGeometry,
-        importers: Mapping[str, Importer],
-        *,
-        rank: int,
-        num_ranks: int,
+        self, geometry: PoolGeometry, importers: Mapping[str, Importer], *, rank: int
     ) -> None:
         """Load into the pool that ``geometry`` describes.
 
         Args:
             geometry: Our pool's.
             importers: By transport, each copying into our pool.
-            rank: Which of a handoff's pools is our counterpart.
-            num_ranks: Tensor parallel size here; the peer's must be the same.
+            rank: Our tensor parallel rank; where several of a peer's ranks hold what we need, it
+                chooses one.
         """
         self._geometry = geometry
         self._importers = importers
         self._rank = rank
-        self._num_ranks = num_ranks
         self._peers: OrderedDict[Generation, _Peer] = OrderedDict()
 
     @property
@@ -66,7 +66,7 @@ class KvLoader:
         return len(self._peers)
 
     def load(self, handoff: Handoff, first: int, blocks: Sequence[int]) -> int:
-        """Copy the handoff's blocks from index ``first`` on into our ``blocks``.
+        """Copy the handoff's tokens from our block ``first`` on into our ``blocks``.
 
         Returns:
             Bytes copied.
@@ -78,12 +78,22 @@ class KvLoader:
         peer = self._open(handoff)
         slot, lease_id = handoff.slot, LeaseId(handoff.lease_id)
         peer.leases.require(slot, lease_id)
-        theirs = handoff.blocks[first : first + len(blocks)]
-        runs = layout.copy_runs(peer.geometry, theirs, self._geometry, blocks)
-        peer.pool.copy(runs)
+        num_bytes, block_size = 0, self._geometry.block_sizes[0]
+        first_theirs, skip = divmod(first * block_size, handoff.block_size)
+        # The last tokens are computed here: their blocks may not be needed.
+        end_theirs = first_theirs - (-(skip + len(blocks) * block_size) // handoff.block_size)
+        for rank, pool in peer.pools.items():
+            runs = page_copy.copy_runs(
+                PoolBlocks(peer.geometries[rank], handoff.blocks[first_theirs:end_theirs]),
+                PoolBlocks(self._geometry, blocks),
+                skip_tokens=skip,
+                places=peer.places[rank],
+            )
+            pool.copy(runs)
+            num_bytes += sum(run.length for run in runs)
         # The blocks may have been given to somebody else while we read them.
         peer.leases.require(slot, lease_id)
-        return sum(run.length for run in runs)
+        return num_bytes
 
     def drop_ended(self) -> None:
         """Let go of the pools whose owners have ended."""
@@ -100,33 +110,34 @@ class KvLoader:
         if (known := self._peers.get(generation)) is not None:
             self._peers.move_to_end(generation)
             return known
-        if len(handoff.pools) != self._num_ranks:
-            text = (
-                f"handoff of engine {generation} has {len(handoff.pools)} pools, this worker "
-                f"{self._num_ranks}: give both workers the same tensor parallel size"
-            )
-            raise PeerError(text)
-        described = handoff.pools[self._rank]
-        transport = str(described.handle.get("transport"))
-        if (importer := self._importers.get(transport)) is None:
-            text = (
-                f"engine {generation} hands KV over by {transport}, this worker reads "
-                f"{sorted(self._importers)}; run both on the same kind of device"
-            )
-            raise PeerError(text)
-        geometry = layout.from_plain(described.geometry)
-        layout.require_like(geometry, self._geometry)
-        if geometry.pool_bytes != described.handle.get("bytes"):
-            text = f"engine {generation} describes a pool of another size than it exports"
-            raise PeerError(text)
+        geometries = [layout.from_plain(described.geometry) for described in handoff.pools]
+        for geometry in geometries:
+            page_copy.require_like(geometry, self._geometry)
+        places = page_copy.sources(geometries, self._geometry, self._rank)
         leases = LeaseTableReader(handoff.table, generation)
+        peer = _Peer(pools := {}, dict(enumerate(geometries)), places, leases)
         try:
-            peer = _Peer(importer.open(described.handle), geometry, leases)
+            for rank in places:
+                pools[rank] = self._open_pool(handoff, rank, geometries[rank])
         except PeerError:
-            leases.close()
+            peer.close()
             raise
         self.drop_ended()  # a new generation often stands in for one that ended
         self._peers[generation] = peer
         if len(self._peers) > MAX_PEERS:
             self._peers.popitem(last=False)[1].close()
         return peer
+
+    def _open_pool(self, handoff: Handoff, rank: int, geometry: PoolGeometry) -> PeerPool:
+        handle = handoff.pools[rank].handle
+        transport = str(handle.get("transport"))
+        if (importer := self._importers.get(transport)) is None:
+            text = (
+                f"engine {handoff.engine} hands KV over by {transport}, this worker reads "
+                f"{sorted(self._importers)}; run both on the same kind of device"
+            )
+            raise PeerError(text)
+        if geometry.pool_bytes != handle.get("bytes"):
+            text = f"engine {handoff.engine} describes a pool of another size than it exports"
+            raise PeerError(text)
+        return importer.open(handle)

@@ -46,9 +46,11 @@ def other_shape(handoff):
     handoff["pools"][0]["geometry"]["page_format"] = "torch.bfloat16"
 
 
-def other_parallelism(handoff):
+def missing_ranks(handoff):
+    """The first of two ranks, and the other one does not come with it."""
     handoff["engine"] += 1000
-    handoff["pools"] *= 2
+    for place in handoff["pools"][0]["geometry"]["places"]:
+        place["heads"]["count"] = 1
 
 
 def other_lease(handoff):
@@ -64,7 +66,7 @@ CORRUPTIONS = [
     other_file,
     other_generation,
     other_shape,
-    other_parallelism,
+    missing_ranks,
     other_lease,
     foreign_blocks,
 ]

@@ -23,7 +23,7 @@ def test_a_handoff_describes_that_file(node) -> None:
     (pool,) = handoff["pools"]
     geometry = layout.from_plain(pool["geometry"])
     ready = node.ready[ASYNC]
-    assert geometry.block_bytes == ready.kv_block_bytes
+    assert geometry.block_bytes() == ready.kv_block_bytes
     assert geometry.num_blocks == ready.num_gpu_blocks
     assert pool["handle"]["bytes"] == geometry.pool_bytes
     assert pool["handle"]["pid"] == node.processes[ASYNC].pid

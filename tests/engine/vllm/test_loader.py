@@ -12,7 +12,6 @@ from nodeserve.engine.vllm.loader import MAX_PEERS, KvLoader
 from nodeserve.errors import PeerError
 from nodeserve.ids import Generation, LeaseId
 from nodeserve.kv import layout
-from nodeserve.kv.layout import LayerPlace, PoolGeometry
 from nodeserve.transfer.lease_table import LeaseTable
 from nodeserve.transfer.shared_memory import (
     TRANSPORT,
@@ -21,43 +20,55 @@ from nodeserve.transfer.shared_memory import (
     SharedMemoryImporter,
     SharedMemoryPool,
 )
+from tests.support.kv_pools import CELL, LAYERS, Shape, filled
 
-PAGE, NUM_BLOCKS = 64, 16
-GEOMETRY = PoolGeometry(
-    places=(LayerPlace(2, PAGE * NUM_BLOCKS, PAGE, 0, PAGE),),
-    block_size=32,
-    num_blocks=NUM_BLOCKS,
-    pool_bytes=2 * PAGE * NUM_BLOCKS,
-    page_format="f",
-)
+NUM_BLOCKS = 16
+WORKER = Shape(tp=1, block_size=8, heads=4, num_blocks=NUM_BLOCKS)
+GEOMETRY = WORKER.geometry(0)
+BLOCK_BYTES = LAYERS * 8 * 4 * CELL
 
 
 class Exporter:
     """A peer with one lease on blocks 3 and 4, in this process."""
 
-    def __init__(self, generation: int) -> None:
+    def __init__(self, generation: int, shape: Shape = WORKER) -> None:
         self.generation = generation
-        self.memory = SharedMemory("pool", GEOMETRY.pool_bytes)
-        os.pwrite(self.memory.fd, bytes(i % 251 for i in range(GEOMETRY.pool_bytes)), 0)
+        self.shape = shape
+        self.memories = []
+        for rank in range(shape.tp):
+            memory = SharedMemory("pool", shape.pool_bytes(rank))
+            os.pwrite(memory.fd, filled(shape, rank, [3, 4]), 0)
+            self.memories.append(memory)
         self.table = LeaseTable(Generation(generation), 4)
         self.table.publish(2, LeaseId(77))
 
     def handoff(self) -> Handoff:
-        pool = PoolDescription(handle=self.memory.handle(), geometry=layout.to_plain(GEOMETRY))
         return Handoff(
             engine=self.generation,
             lease_id=77,
-            num_tokens=64,
-            num_bytes=256,
-            block_size=32,
+            num_tokens=2 * self.shape.block_size,
+            num_bytes=2 * BLOCK_BYTES,
+            block_size=self.shape.block_size,
             blocks=(3, 4),
             slot=2,
             table=self.table.handle(),
-            pools=(pool,),
+            pools=tuple(
+                PoolDescription(
+                    handle=memory.handle(), geometry=layout.to_plain(self.shape.geometry(rank))
+                )
+                for rank, memory in enumerate(self.memories)
+            ),
         )
 
+    def reuse_blocks(self) -> None:
+        """End the lease and write over the blocks."""
+        self.table.clear(2)
+        for memory in self.memories:
+            os.pwrite(memory.fd, bytes(memory.num_bytes), 0)
+
     def close(self) -> None:
-        self.memory.close()
+        for memory in self.memories:
+            memory.close()
         self.table.close()
 
 
@@ -70,8 +81,7 @@ class InterruptedPool(SharedMemoryPool):
 
     def copy(self, runs) -> None:
         super().copy(runs)
-        self._exporter.table.clear(2)
-        os.pwrite(self._exporter.memory.fd, bytes(GEOMETRY.pool_bytes), 0)
+        self._exporter.reuse_blocks()
 
 
 class InterruptedImporter(SharedMemoryImporter):
@@ -98,77 +108,105 @@ def ours():
 @pytest.fixture
 def loader(ours):
     importer = SharedMemoryImporter(ctypes.addressof(ours), len(ours))
-    made = KvLoader(GEOMETRY, {TRANSPORT: importer}, rank=0, num_ranks=1)
+    made = KvLoader(GEOMETRY, {TRANSPORT: importer}, rank=0)
     yield made
     made.close()
 
 
-def page(layer: int, block: int) -> bytes:
-    start = (layer * NUM_BLOCKS + block) * PAGE
-    return bytes(i % 251 for i in range(start, start + PAGE))
-
-
 def test_every_layer_of_every_block_arrives(loader, exporter, ours) -> None:
-    assert loader.load(exporter.handoff(), 0, [9, 1]) == 4 * PAGE
-    for layer in range(2):
-        for theirs, mine in ((3, 9), (4, 1)):
-            start = (layer * NUM_BLOCKS + mine) * PAGE
-            assert ours.raw[start : start + PAGE] == page(layer, theirs)
+    assert loader.load(exporter.handoff(), 0, [9, 1]) == 2 * BLOCK_BYTES
+    assert ours.raw == filled(WORKER, 0, [9, 1])
 
 
 def test_blocks_that_are_here_already_are_not_pulled(loader, exporter, ours) -> None:
-    assert loader.load(exporter.handoff(), 1, [9]) == 2 * PAGE
-    assert ours.raw[9 * PAGE : 10 * PAGE] == page(0, 4)
+    assert loader.load(exporter.handoff(), 1, [9]) == BLOCK_BYTES
+    assert ours.raw == filled(WORKER, 0, [9], first_token=8)
+
+
+@pytest.mark.parametrize(("tp", "blocks", "skip"), [(1, [5], 0), (2, [5, 6, 7], 1), (8, [6], 3)])
+def test_a_peer_may_cut_heads_and_tokens_differently(exporter, tp, blocks, skip) -> None:
+    mine = Shape(tp=tp, block_size={1: 16}.get(tp, 4), heads=4, num_blocks=NUM_BLOCKS)
+    for rank in range(tp):
+        pool = ctypes.create_string_buffer(mine.pool_bytes(rank))
+        importer = SharedMemoryImporter(ctypes.addressof(pool), len(pool))
+        loader = KvLoader(mine.geometry(rank), {TRANSPORT: importer}, rank=rank)
+        loader.load(exporter.handoff(), skip, blocks)
+        loader.close()
+        assert pool.raw == filled(mine, rank, blocks, first_token=skip * mine.block_size)
+
+
+def test_all_heads_arrive_from_all_ranks(loader, ours) -> None:
+    peer = Exporter(7, Shape(tp=4, block_size=8, heads=4))
+    assert loader.load(peer.handoff(), 0, [9, 1]) == 2 * BLOCK_BYTES
+    assert ours.raw == filled(WORKER, 0, [9, 1])
+    peer.close()
+
+
+def test_only_pools_of_ranks_that_are_needed_are_opened() -> None:
+    mine = Shape(tp=4, block_size=8, heads=4)
+    peer = Exporter(7, mine)
+    handoff = peer.handoff()
+    gone = {"transport": "another", "bytes": 0}
+    pools = [msgspec.structs.replace(pool, handle=gone) for pool in handoff.pools]
+    pools[3] = handoff.pools[3]
+    pool = ctypes.create_string_buffer(mine.pool_bytes(3))
+    importer = SharedMemoryImporter(ctypes.addressof(pool), len(pool))
+    loader = KvLoader(mine.geometry(3), {TRANSPORT: importer}, rank=3)
+    loader.load(msgspec.structs.replace(handoff, pools=tuple(pools)), 0, [1, 2])
+    assert pool.raw == filled(mine, 3, [1, 2])
+    loader.close()
+    peer.close()
 
 
 def test_an_ended_lease_is_refused_before_a_byte_is_copied(loader, exporter, ours) -> None:
     exporter.table.clear(2)
     with pytest.raises(PeerError, match="has ended"):
-        loader.load(exporter.handoff(), 0, [0, 1])
+        loader.load(exporter.handoff(), 0, [1, 2])
     assert ours.raw == bytes(len(ours))
 
 
 def test_a_lease_that_ends_during_the_copy_fails_the_load(exporter, ours) -> None:
     importer = InterruptedImporter(ctypes.addressof(ours), len(ours), exporter)
-    loader = KvLoader(GEOMETRY, {TRANSPORT: importer}, rank=0, num_ranks=1)
+    loader = KvLoader(GEOMETRY, {TRANSPORT: importer}, rank=0)
     with pytest.raises(PeerError, match="lease 77 of worker generation 5 has ended"):
-        loader.load(exporter.handoff(), 0, [0, 1])
+        loader.load(exporter.handoff(), 0, [1, 2])
     loader.close()
 
 
 def test_pools_stay_mapped_until_their_owner_ends(loader, exporter) -> None:
     other = Exporter(6)
-    loader.load(exporter.handoff(), 0, [0, 1])
-    loader.load(exporter.handoff(), 0, [0, 1])
-    loader.load(other.handoff(), 0, [0, 1])
+    loader.load(exporter.handoff(), 0, [1, 2])
+    loader.load(exporter.handoff(), 0, [1, 2])
+    loader.load(other.handoff(), 0, [1, 2])
     assert loader.num_peers == 2
     other.close()
     loader.drop_ended()
     assert loader.num_peers == 1
-    loader.load(exporter.handoff(), 0, [0, 1])
+    loader.load(exporter.handoff(), 0, [1, 2])
 
 
 def test_a_new_peer_takes_the_place_of_those_that_ended(loader, exporter) -> None:
     old = Exporter(4)
-    loader.load(old.handoff(), 0, [0, 1])
+    loader.load(old.handoff(), 0, [1, 2])
     old.close()
-    loader.load(exporter.handoff(), 0, [0, 1])
+    loader.load(exporter.handoff(), 0, [1, 2])
     assert loader.num_peers == 1
 
 
 def test_no_more_pools_are_mapped_than_the_limit(loader) -> None:
     exporters = [Exporter(generation) for generation in range(MAX_PEERS + 3)]
     for exporter in exporters:
-        loader.load(exporter.handoff(), 0, [0, 1])
+        loader.load(exporter.handoff(), 0, [1, 2])
     assert loader.num_peers == MAX_PEERS
     for exporter in exporters:
         exporter.close()
 
 
-def test_another_tensor_parallel_size_is_refused(loader, exporter) -> None:
-    handoff = msgspec.structs.replace(exporter.handoff(), pools=exporter.handoff().pools * 2)
-    with pytest.raises(PeerError, match="has 2 pools, this worker 1"):
-        loader.load(handoff, 0, [0, 1])
+def test_a_peer_of_another_kind_is_refused_by_name(loader) -> None:
+    peer = Exporter(7, Shape(tp=1, block_size=8, heads=2))
+    with pytest.raises(PeerError, match="KV heads of the model: 2 there, 4 here"):
+        loader.load(peer.handoff(), 0, [1, 2])
+    peer.close()
 
 
 def test_a_transport_that_is_not_here_is_refused_by_name(loader, exporter) -> None:
@@ -176,7 +214,7 @@ def test_a_transport_that_is_not_here_is_refused_by_name(loader, exporter) -> No
     pool = msgspec.structs.replace(pool, handle={"transport": "cuda_ipc"})
     handoff = msgspec.structs.replace(exporter.handoff(), pools=(pool,))
     with pytest.raises(PeerError, match="cuda_ipc"):
-        loader.load(handoff, 0, [0, 1])
+        loader.load(handoff, 0, [1, 2])
 
 
 def test_a_pool_that_is_smaller_than_it_claims_is_refused(loader, exporter) -> None:
@@ -185,4 +223,4 @@ def test_a_pool_that_is_smaller_than_it_claims_is_refused(loader, exporter) -> N
     pool = msgspec.structs.replace(pool, geometry=layout.to_plain(larger))
     handoff = msgspec.structs.replace(exporter.handoff(), pools=(pool,))
     with pytest.raises(PeerError, match="another size"):
-        loader.load(handoff, 0, [0, 1])
+        loader.load(handoff, 0, [1, 2])
