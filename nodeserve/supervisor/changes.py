@@ -66,7 +66,7 @@ class Changes:
                 )
             )
         for name, role in change.roles.items():
-            self._do(RoleAsked(name, role))
+            self._do(RoleAsked(name, role, force=True))
 
     def go_on(self) -> None:
         """Take the next steps that can be taken; call it after every event."""

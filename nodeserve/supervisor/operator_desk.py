@@ -116,9 +116,9 @@ class OperatorDesk:
             case control.RestartRequest(worker=name, immediately=immediately):
                 _log.info("operator_asks command=restart worker=%s now=%s", name, immediately)
                 self._promise(name, Phase.READY, RestartAsked(name, immediately), asked_by)
-            case control.RoleRequest(worker=name, role=role):
+            case control.RoleRequest(worker=name, role=role, force=force):
                 _log.info("operator_asks command=role worker=%s role=%s", name, role)
-                if self._try(RoleAsked(name, role), reply):
+                if self._try(RoleAsked(name, role, force), reply):
                     reply(control.CommandReply(detail=f"{name} is now used for {role}"))
             case _:
                 kind = type(message).__name__

@@ -287,10 +287,11 @@ class RestartRequest(_Message, frozen=True, kw_only=True):
 
 
 class RoleRequest(_Message, frozen=True, kw_only=True):
-    """Change a worker's role."""
+    """Change a worker's role; with ``force`` also that of the last one that decodes or prefills."""
 
     worker: str
     role: Role
+    force: bool = False
 
 
 class ReloadRequest(_Message, frozen=True, kw_only=True):
