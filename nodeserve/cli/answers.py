@@ -1,5 +1,6 @@
 """What `chat` and `complete` share: a client, streamed text and errors in one line."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+import httpx2
 import openai
 
 from nodeserve import connect
@@ -62,8 +64,9 @@ def errors_of(node: Node) -> Iterator[Answer]:
     try:
         yield answer
     except openai.APIConnectionError as error:
-        if not answer.begun and not node.socket.exists():
-            raise nobody_answers(node) from error
+        if not answer.begun and isinstance(error.__cause__, httpx2.ConnectError):
+            refused = os.access(node.socket, os.W_OK) or not node.socket.exists()
+            raise (nobody_answers(node) if refused else PeerError(str(error))) from error
         raise PeerError(f"nodeserve at {node.socket} {_how_it_broke(node, answer)}") from error
     except openai.APIStatusError as error:
         kind = _kind_of_status(error.status_code)

@@ -55,7 +55,7 @@ def node_options(function: F) -> F:
     """Add ``--socket`` and ``--runtime-dir`` to a command."""
     socket = click.option(
         "--socket",
-        type=click.Path(),
+        type=click.Path(readable=False),
         metavar="PATH",
         help="The node's Unix socket. Default: where `serve` puts it.",
     )

@@ -1,3 +1,5 @@
+import socket as sockets
+
 import httpx2
 import openai
 import pytest
@@ -20,8 +22,13 @@ def raised(node, error):
     return str(caught.value)
 
 
-def test_a_connection_that_never_was_says_that_nobody_answers(node):
-    assert "no nodeserve answers" in raised(node, openai.APIConnectionError(request=REQUEST))
+@pytest.mark.parametrize("left", ["nothing", "a dead socket"])
+def test_a_connection_that_never_was_says_that_nobody_answers(node, left):
+    if left == "a dead socket":
+        with sockets.socket(sockets.AF_UNIX) as dead:
+            dead.bind(str(node.socket))
+    with pytest.raises(PeerError, match=r"no nodeserve answers.*--socket"), errors_of(node):
+        client_of(node, None).with_options(max_retries=0).models.list()
 
 
 def test_a_connection_that_broke_says_so(node):
