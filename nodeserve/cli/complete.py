@@ -49,6 +49,7 @@ def command(
                 max_tokens=max_tokens,
                 temperature=openai.omit if temperature is None else temperature,
                 stream=True,
+                extra_headers=answer.headers,
             ) as stream:
                 for chunk in stream:
                     for choice in chunk.choices:

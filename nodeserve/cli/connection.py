@@ -110,13 +110,18 @@ def ask(
     finally:
         client.close()
     if isinstance(reply, control.CommandReply) and reply.error is not None:
-        raise _KINDS.get(reply.exit_code, PeerError)(reply.error)
+        raise kind_of_code(reply.exit_code)(reply.error)
     if not isinstance(reply, answer):
         kind = type(reply).__name__
         raise PeerError(
             f"nodeserve at {node.socket} answered with a {kind}; is it another release?"
         )
     return reply
+
+
+def kind_of_code(exit_code: int) -> type[NodeserveError]:
+    """Return the kind of error that a node means by an exit code."""
+    return _KINDS.get(exit_code, PeerError)
 
 
 def nobody_answers(node: Node) -> PeerError:

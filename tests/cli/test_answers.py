@@ -5,8 +5,11 @@ import openai
 import pytest
 
 from nodeserve.cli.answers import client_of, errors_of
-from nodeserve.cli.connection import find_node
+from nodeserve.cli.connection import find_node, kind_of_code
 from nodeserve.errors import CapacityError, ConfigError, PeerError, RequestError
+from nodeserve.wire.control import DispatcherStatus
+from nodeserve.wire.status import RequestTrace
+from tests.cli.conftest import a_status
 
 REQUEST = httpx2.Request("GET", "http://nodeserve/v1/models")
 
@@ -66,3 +69,27 @@ def test_the_key_is_the_first_of_its_file(node, tmp_path):
     assert client_of(node, None).api_key == "none"
     with pytest.raises(ConfigError):
         client_of(node, str(tmp_path / "none"))
+
+
+def fail(daemon, node, code):
+    """Be told by HTTP that a request failed, and by the daemon why."""
+    with errors_of(node) as answer:
+        failed = RequestTrace(
+            request_id=f"cmpl-{answer.headers['X-Request-Id']}-8f",
+            listener="api",
+            prompt_tokens=1,
+            cached_tokens=0,
+            output_tokens=0,
+            finish="error",
+            error="it has waited 1 s",
+            exit_code=code,
+        )
+        daemon.answers = [a_status(requests=DispatcherStatus(call_id=1, recent=(failed,)))]
+        raise openai.APIError("Internal server error", REQUEST, body=None)
+
+
+@pytest.mark.parametrize("code", [75, 65, 69])
+def test_what_the_node_has_failed_is_told_with_its_reason_and_kind(daemon, code):
+    with pytest.raises(kind_of_code(code), match="it has waited 1 s") as caught:
+        fail(daemon, find_node(str(daemon.socket), None), code)
+    assert type(caught.value) is kind_of_code(code)
