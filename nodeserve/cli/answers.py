@@ -19,6 +19,7 @@ from nodeserve.cli.footer import describe, find_failure, find_trace
 from nodeserve.config.keys import read_api_keys
 from nodeserve.errors import CapacityError, NodeserveError, PeerError, RequestError
 from nodeserve.wire.control import StatusReply, StatusRequest
+from nodeserve.wire.kinds import ProcessKind
 
 SIMULATED_TOKENS: Final = 128
 
@@ -119,9 +120,29 @@ def _cause(error: openai.APIStatusError) -> str:
     return said if isinstance(said, str) and said else error.message
 
 
-def first_model(client: openai.OpenAI) -> str:
-    """Return the name of the node's model."""
+def first_model(node: Node, client: openai.OpenAI) -> str:
+    """Return the name of the node's model; say first whom that waits for, if anybody."""
+    try:
+        waits = why_it_waits(ask(node, StatusRequest(), StatusReply))
+    except NodeserveError:
+        waits = None  # by TCP, or another user's: the answer itself will tell
+    if waits is not None:
+        click.secho(waits, dim=True, err=True)
     return client.models.list().data[0].id
+
+
+def why_it_waits(status: StatusReply) -> str | None:
+    """Return for whom a new request would wait, in a line; None where it would not."""
+    if status.state == "unavailable":
+        return f"the node is {status.state}: {status.detail}; the answer waits until that is over"
+    if status.state != "starting":
+        return None
+    coming = [
+        process.name if process.detail is None else f"{process.name} ({process.detail})"
+        for process in status.processes
+        if process.kind is ProcessKind.WORKER and process.state != "ready"
+    ]
+    return f"the node is starting; the answer waits for {', '.join(coming) or 'its gateway'}"
 
 
 def finish_answer(node: Node, answer: Answer) -> None:

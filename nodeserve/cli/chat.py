@@ -49,7 +49,7 @@ def command(
     node = find_node(place["socket"], place["runtime_dir"])
     with errors_of(node) as heard:
         client = client_of(node, api_key_file)
-        talk = Talk(node, client, first_model(client), heard)
+        talk = Talk(node, client, first_model(node, client), heard)
         heard.begun = True
         bound = bound_of_simulated(node) if max_tokens is None else None
         if bound is not None:
