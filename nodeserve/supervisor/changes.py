@@ -75,9 +75,9 @@ class Changes:
             if step is None:
                 break
             self._do(step)
-        if (halted := self.rollout.halted) is not None:
-            self.rollout.halted = None
-            _log.error("configuration_halted name=%s: the rest runs as before", halted)
+        if self.rollout.halted is not None and not self.rollout.is_told:
+            self.rollout.is_told = True
+            _log.error("configuration_halted name=%s: the rest runs as before", self.rollout.halted)
 
     def _do(self, event: Event) -> None:
         try:

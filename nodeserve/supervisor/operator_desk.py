@@ -25,6 +25,7 @@ from nodeserve.lifecycle.messages import (
 )
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.rollout import Rollout
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor.children import Children
@@ -71,6 +72,7 @@ class OperatorDesk:
         children: Children,
         outside: Outside,
         *,
+        rollout: Rollout,
         started_s: float,
     ) -> None:
         self._config = config
@@ -80,6 +82,7 @@ class OperatorDesk:
         self._tell = outside.tell
         self._answer = outside.answer
         self._loop = asyncio.get_running_loop()
+        self._rollout = rollout
         self._started_s = started_s
         self._version = nodeserve_version()  # of the code that runs; the one on disk may change
         self.promises: list[KeptPromise] = []
@@ -218,6 +221,8 @@ class OperatorDesk:
             requests=None if requests is None else self._with_turned_away(requests),
             detail=self._life.detail,
             simulate=self._config.simulate,
+            reloading=tuple(self._rollout.left(self._life.slots)),
+            reload_halted=self._rollout.halted,
         )
 
     def _with_turned_away(self, requests: control.DispatcherStatus) -> control.DispatcherStatus:

@@ -105,14 +105,15 @@ class Supervisor:
         held = () if kept is None else kept.listeners
         self._gateways = Gateways(config, self._events.put_nowait, activated, held)
         self._spawner = Spawner(config, runtime, self._children, self._gateways)
+        rollout = Rollout() if kept is None else kept.rollout
         self._desk = OperatorDesk(
             config,
             self._life,
             self._children,
             Outside(apply=self._apply_wish, tell=self._tell_dispatcher, answer=self._reply),
+            rollout=rollout,
             started_s=self._started_s,
         )
-        rollout = Rollout() if kept is None else kept.rollout
         self._changes = Changes(
             self._life, rollout, apply=self._apply_wish, tell=self._tell_dispatcher
         )

@@ -264,6 +264,8 @@ class StatusReply(_Message, frozen=True, kw_only=True):
     requests: DispatcherStatus | None = None
     detail: str | None = None
     simulate: str | None = None
+    reloading: tuple[str, ...] = ()
+    reload_halted: str | None = None
 
 
 class DrainRequest(_Message, frozen=True, kw_only=True):

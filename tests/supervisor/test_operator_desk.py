@@ -10,6 +10,7 @@ from nodeserve.gateway.launch import counts_path
 from nodeserve.lifecycle.messages import NodeStarted, ProcessReady
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Exited, Phase, StopRequested
+from nodeserve.lifecycle.rollout import Rollout
 from nodeserve.lifecycle.shutdown import Patience
 from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor import operator_desk
@@ -46,7 +47,10 @@ class Office:
             tell=self.told.append,
             answer=lambda identity, reply: self.replies.put_nowait(reply),
         )
-        self.desk = OperatorDesk(CONFIG, self.life, NoChildren(), outside, started_s=0.0)
+        self.rollout = Rollout()
+        self.desk = OperatorDesk(
+            CONFIG, self.life, NoChildren(), outside, rollout=self.rollout, started_s=0.0
+        )
         self.life.handle(NodeStarted(), now_s=0.0)
         for name in ("forkserver", "dispatcher"):
             self.life.handle(ProcessReady(self.life.slots[name].generation), now_s=0.0)
