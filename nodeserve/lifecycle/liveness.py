@@ -78,6 +78,7 @@ class _Life:
     step_began_s: float = 0.0
     durations_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_DURATIONS))
     killed_s: float | None = None
+    is_ending: bool = False
     is_reported: bool = False
 
 
@@ -105,6 +106,11 @@ class Liveness:
         """Take note that a process was sent SIGKILL."""
         if (life := self._lives.get(generation)) is not None and life.killed_s is None:
             life.killed_s = self.watched_s
+
+    def ending(self, generation: Generation) -> None:
+        """Take note that a process was told to end: it is silent now, and is killed in time."""
+        if (life := self._lives.get(generation)) is not None:
+            life.is_ending = True
 
     def gone(self, generation: Generation) -> None:
         """Forget a process that has ended."""
@@ -152,6 +158,8 @@ class Liveness:
                 continue
             if life.killed_s is not None:
                 yield from self._look_at_killed(generation, life, sight)
+                continue
+            if life.is_ending:
                 continue
             cause = self._judge(life, sight, passed_s)
             if cause is not None:

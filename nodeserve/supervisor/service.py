@@ -189,6 +189,7 @@ class Supervisor:
             case SpawnProcess(name=name, generation=generation):
                 self._in_background(self._spawn(self._life.slots[name], generation))
             case TerminateProcess(generation=generation):
+                self._watch.ending(generation)
                 self._children.send(generation, signal.SIGTERM)
             case KillProcess(generation=generation):
                 self._watch.killed(generation)

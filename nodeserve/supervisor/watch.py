@@ -46,6 +46,10 @@ class Watch:
         """Take note that a process was sent SIGKILL."""
         self._liveness.killed(generation)
 
+    def ending(self, generation: Generation) -> None:
+        """Take note that a process was told to end, for which it has its own time."""
+        self._liveness.ending(generation)
+
     def gone(self, generation: Generation) -> None:
         """Stop watching a process that has ended."""
         self._children.pop(generation, None)

@@ -194,6 +194,17 @@ def test_a_killed_process_that_ends_in_time_is_not(watched):
         assert watched.look() == []
 
 
+def test_a_process_that_was_told_to_end_may_fall_silent_and_is_held_only_when_killed(watched):
+    watched.beat(num_requests=1)
+    watched.liveness.ending(ME)
+    assert watched.until_judged(beats=False, at_most_s=200.0) == (None, 200.0)
+    assert watched.until_judged(beats=False, at_most_s=5.0, is_stopped=True) == (None, 5.0)
+    watched.liveness.killed(ME)
+    found, _ = watched.until_judged(beats=False)
+    assert isinstance(found, Held)
+    watched.liveness.ending(Generation(99))
+
+
 def test_what_is_heard_of_a_process_that_is_gone_changes_nothing(watched):
     watched.liveness.gone(ME)
     watched.beat(num_requests=1)
