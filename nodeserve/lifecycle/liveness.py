@@ -69,6 +69,7 @@ class _Life:
     computes_on_cpu: bool
     cpu_s: float = 0.0
     is_busy: bool = True
+    busy_s: float = 0.0
     stopped_s: float | None = None
     heard_s: float | None = None
     quiet_s: float = 0.0
@@ -140,6 +141,11 @@ class Liveness:
             return False
         return self.watched_s - life.heard_s > self._settings.silent_s / 2
 
+    def busy_s(self, generation: Generation) -> float:
+        """Return for how long a process has computed, or waited for a CPU, since it was born."""
+        life = self._lives.get(generation)
+        return 0.0 if life is None else life.busy_s
+
     def look(self, seen: dict[Generation, Sight], *, now_s: float) -> Iterator[Verdict | Held]:
         """Judge everybody seen, each at most once dead and once held.
 
@@ -182,6 +188,8 @@ class Liveness:
     def _judge(self, life: _Life, sight: Sight, passed_s: float) -> str | None:
         used_s, life.cpu_s = sight.cpu_s - life.cpu_s, sight.cpu_s
         life.is_busy = used_s > BUSY_CORES * passed_s
+        if life.is_busy or sight.is_runnable:
+            life.busy_s += passed_s
         if not sight.is_stopped:
             life.stopped_s = None
         elif life.stopped_s is None:

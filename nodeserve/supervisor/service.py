@@ -103,7 +103,9 @@ class Supervisor:
         self._children = Children(runtime, self._watch.born, self._on_exit, groups)
         self._standing = Standing(notifier)
         held = () if kept is None else kept.listeners
-        self._gateways = Gateways(config, self._events.put_nowait, activated, held)
+        self._gateways = Gateways(
+            config, self._events.put_nowait, activated, held, busy_s=self._watch.busy_s
+        )
         self._spawner = Spawner(config, runtime, self._children, self._gateways)
         rollout = Rollout() if kept is None else kept.rollout
         self._desk = OperatorDesk(

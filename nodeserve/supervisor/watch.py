@@ -57,6 +57,10 @@ class Watch:
             view.close()
         self._liveness.gone(generation)
 
+    def busy_s(self, generation: Generation) -> float:
+        """Return for how long a process has computed, or waited for a CPU, since it was born."""
+        return self._liveness.busy_s(generation)
+
     def heard(self, message: control.Message) -> None:
         """Take a heartbeat; anything else says nothing of progress."""
         match message:

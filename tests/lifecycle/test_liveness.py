@@ -213,6 +213,15 @@ def test_what_is_heard_of_a_process_that_is_gone_changes_nothing(watched):
     assert watched.look(is_stopped=True) == []
 
 
+def test_time_in_which_a_process_computes_or_waits_for_a_cpu_is_counted(watched):
+    for _ in range(5):
+        watched.look()
+        watched.look(cores=0.5)
+        watched.look(is_runnable=True)
+    assert watched.liveness.busy_s(ME) == pytest.approx(10 * LOOK_S)
+    assert watched.liveness.busy_s(Generation(99)) == 0.0
+
+
 def test_only_one_that_is_late_is_looked_at_closely(watched):
     assert not watched.liveness.is_quiet(ME)
     watched.beat()
