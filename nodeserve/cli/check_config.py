@@ -3,6 +3,7 @@
 import click
 
 from nodeserve.cli.serve import surroundings
+from nodeserve.cli.status import size
 from nodeserve.config.load import Flags, load_config
 
 
@@ -17,4 +18,5 @@ def command(file: str) -> None:
     for warning in config.warnings:
         click.echo(f"nodeserve: {warning}", err=True)
     where = ", ".join(listener.address for listener in config.listeners)
-    click.echo(f"{file} can be served: {len(config.workers)} workers behind {where}")
+    kept = "" if config.tiers is None else f", {size(config.tiers.host_bytes)} of KV in host memory"
+    click.echo(f"{file} can be served: {len(config.workers)} workers behind {where}{kept}")

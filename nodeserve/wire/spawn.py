@@ -11,6 +11,11 @@ GRAMMAR_BACKEND: Final = "xgrammar"
 dispatcher and engines must agree. Source: vllm/v1/structured_output/__init__.py (0.32)."""
 
 
+PREFIX_HASH_ALGO: Final = "sha256_cbor"
+"""How every engine of the node names blocks by their content: canonical, unlike vLLM's default,
+which hashes a pickle. Source: vllm/v1/core/kv_cache_utils.py (0.32)."""
+
+
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Which engine a worker runs and with what.
 
