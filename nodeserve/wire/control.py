@@ -218,6 +218,7 @@ class SetRouting(_Message, frozen=True, kw_only=True):
 
     local_prefill_tokens: int
     max_queued_requests: int
+    names_listeners: bool = False
 
 
 class SayAgain(_Message, frozen=True, kw_only=True):

@@ -87,7 +87,8 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     ``local_prefill_tokens`` is the uncached prompt length up to which a request skips the
     prefill worker. ``max_queued_requests`` bounds what waits on the node.
     ``prompt_token_s`` and ``output_token_s`` are what a token takes of the GPUs, as modelled;
-    None where nothing is known of them.
+    None where nothing is known of them. ``names_listeners`` is whether engines are told which
+    listener a request came through, which they need to know where there are tiers below the GPU.
     """
 
     generation: int
@@ -101,6 +102,7 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     grammar_backend: str = GRAMMAR_BACKEND
     prompt_token_s: float | None = None
     output_token_s: float | None = None
+    names_listeners: bool = False
 
 
 class DiskTierSpec(msgspec.Struct, frozen=True, kw_only=True):
