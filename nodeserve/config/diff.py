@@ -28,7 +28,7 @@ _OF_ENGINES_ALONE: Final = frozenset(
 
 _STARTED: Final = "started"
 _ENDED: Final = "ended"
-_RESTARTED: Final = "restarted"
+RESTARTED: Final = "restarted"
 
 _IN_FILE: Final = {
     "served_model_names": "served_model_name",
@@ -138,14 +138,8 @@ def _block_manager(old: NodeConfig, new: NodeConfig) -> str | None:
     """Return what becomes of the block manager; its memory outlives a restart, unless resized."""
     if old.tiers is None or new.tiers is None:
         return None if old.tiers is new.tiers else _STARTED if old.tiers is None else _ENDED
-    same = old.tiers == new.tiers and quotas_of(old) == quotas_of(new)
-    return None if same else _RESTARTED
-
-
-def quotas_of(config: NodeConfig) -> dict[str, float]:
-    """Return which share of the host tier each listener may fill; who has no bound is not in it."""
-    shares = ((listener.name, listener.kv_host_share) for listener in config.listeners)
-    return {name: share for name, share in shares if share is not None}
+    same = old.tiers == new.tiers and old.kv_quotas == new.kv_quotas
+    return None if same else RESTARTED
 
 
 def _named(old: Iterable[Worker], new: Iterable[Worker]) -> tuple[Worker, ...]:

@@ -151,3 +151,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     speedup: float = 1.0
     tiers: TierSettings | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def kv_quotas(self) -> dict[str, float]:
+        """Which share of the host tier each listener may fill; who has no bound is not in it."""
+        shares = ((listener.name, listener.kv_host_share) for listener in self.listeners)
+        return {name: share for name, share in shares if share is not None}

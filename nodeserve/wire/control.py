@@ -276,6 +276,7 @@ class StatusReply(_Message, frozen=True, kw_only=True):
     requests: DispatcherStatus | None = None
     detail: str | None = None
     simulate: str | None = None
+    kv: KvTierStatus | None = None
 
 
 class DrainRequest(_Message, frozen=True, kw_only=True):

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from nodeserve.config.diff import quotas_of
 from nodeserve.config.show import to_toml
 from nodeserve.config.tiers import TierWish
 from nodeserve.errors import ConfigError
@@ -158,7 +157,7 @@ name = "free"
 socket = "/run/ns/c.sock"
 """
     config = load(toml)
-    assert quotas_of(config) == {"api": 0.75, "batch": 0.5}
+    assert config.kv_quotas == {"api": 0.75, "batch": 0.5}
     assert not config.warnings
 
 
