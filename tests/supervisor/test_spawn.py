@@ -131,7 +131,7 @@ async def test_a_simulated_worker_is_light_and_bound_to_its_cpus(stage):
 async def test_a_real_worker_is_forked_where_vllm_is_loaded_and_sees_its_own_gpus(stage):
     home, request, *_ = await stage(simulate=None).forked("decode-0")
     assert home == "forkserver-vllm"
-    assert request.environment == {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}
+    assert request.environment["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
     assert msgspec.msgpack.decode(request.spec, type=WorkerSpec).engine.tp == 2
 
 
