@@ -213,10 +213,17 @@ def _parsed(
             return size
         problems.add(key, f"is {size}: give a number of bytes above 0")
         return None
-    found = _SIZE.match(size.strip())
-    if found is None or (found["unit"] == "%" and whole_bytes is None):
+    num_bytes = size_in_bytes(size, whole_bytes)
+    if num_bytes is None:
         percent = "" if whole_bytes is None else ', "50%"'
         problems.add(key, f'is {size!r}: write bytes, or a size such as "64GiB"{percent}')
+    return num_bytes
+
+
+def size_in_bytes(text: str, whole_bytes: int | None = None) -> int | None:
+    """Return what ``64GiB``, ``50%`` of ``whole_bytes`` or a bare number means; None for none."""
+    found = _SIZE.match(text.strip())
+    if found is None or (found["unit"] == "%" and whole_bytes is None):
         return None
     number = float(found["number"])
     if found["unit"] == "%":

@@ -7,6 +7,13 @@ import pytest
 
 from nodeserve.config.schema import FileConfig
 from nodeserve.wire.control import DispatcherStatus, StatusReply
+from nodeserve.wire.kv_control import (
+    KvEngineLoad,
+    KvListenerLoad,
+    KvPrefix,
+    KvTierLoad,
+    KvTierStatus,
+)
 from nodeserve.wire.status import (
     HandoffStats,
     ListenerLoad,
@@ -60,6 +67,20 @@ def test_every_key_of_the_file_is_described_and_no_other():
 )
 def test_every_key_of_the_status_is_described_and_no_other(heading, struct):
     assert sorted(rows(DOCS / "status.md", heading)) == sorted(struct.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("heading", "struct"),
+    [
+        ("The tiers", KvTierStatus),
+        ("`tiers[]`", KvTierLoad),
+        ("`listeners[]`", KvListenerLoad),
+        ("`engines[]`", KvEngineLoad),
+        ("`prefixes[]`", KvPrefix),
+    ],
+)
+def test_every_key_of_the_tiers_is_described_and_no_other(heading, struct):
+    assert sorted(rows(DOCS / "kv.md", heading)) == sorted(struct.__struct_fields__)
 
 
 def test_the_small_parts_of_the_status_are_described_too():
