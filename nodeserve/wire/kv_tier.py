@@ -20,6 +20,9 @@ KEY_BYTES: Final = 32
 ABSENT: Final = 0xFFFF_FFFF
 """In the place of a slot: the key is in no slot, or may not be stored now."""
 
+HELLO_CALL: Final = 0
+"""The look-up that holds what an engine was reading when it said hello; its own begin at 1."""
+
 Handle = dict[str, int | str]
 """As ``transfer.base.Handle``: what a peer needs to open shared memory."""
 
@@ -32,16 +35,14 @@ class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
 
 
 class KvHello(_Message, frozen=True, kw_only=True):
-    """An engine wants the host tier; said again after ``KvWho``, and when nothing is answered.
-
-    A block manager that knows the engine welcomes it again and changes nothing else.
+    """An engine wants the host tier; said again whenever the block manager asks ``KvWho``.
 
     ``model`` is the weights' directory. ``kv_format`` digests everything else that decides what
     a block's bytes mean: model config, dtypes, layout, block size, KV format of the vLLM release.
     ``block_bytes`` is one block over all layers and all ranks, in the order that does not depend
     on tensor parallelism. ``reading`` and ``writing`` are the slots that it still holds, and
-    ``writing_keys`` the keys of the latter: a successor must not reuse them. It pins those that
-    are read under call 0, until ``KvRelease`` of that.
+    ``writing_keys`` the keys of the latter: a successor must not reuse them. What is being read
+    is pinned under HELLO_CALL, for the engine to release when all of it is read.
     """
 
     worker: str
