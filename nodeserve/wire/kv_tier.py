@@ -35,7 +35,9 @@ class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
 
 
 class KvHello(_Message, frozen=True, kw_only=True):
-    """An engine wants the host tier; said again whenever the block manager asks ``KvWho``.
+    """An engine wants the host tier; said again after ``KvWho``, and when nothing is answered.
+
+    A block manager that knows the engine welcomes it again and changes nothing else.
 
     ``model`` is the weights' directory. ``kv_format`` digests everything else that decides what
     a block's bytes mean: model config, dtypes, layout, block size, KV format of the vLLM release.
