@@ -17,6 +17,8 @@ from nodeserve.engine.vllm import args
 from nodeserve.engine.vllm.connector_messages import LoadReport
 from nodeserve.engine.vllm.engine import VllmEngine
 from nodeserve.engine.vllm.environment import Platform
+from nodeserve.engine.vllm.host_tier_messages import StepReport
+from nodeserve.engine.vllm.host_tier_orders import TierReport
 from nodeserve.errors import ConfigError, NodeserveError
 from nodeserve.wire import control
 from nodeserve.wire.spawn import PythonGatewaySpec, WorkerSpec
@@ -61,6 +63,21 @@ def sum_reports(reports: list[tuple[int, float, int]], pipe: Connection) -> None
     """Answer with what the scheduler is told when each rank reports one of ``reports``."""
     ranks = [pickle.loads(pickle.dumps(LoadReport(*report))) for report in reports]
     pipe.send(dataclasses.astuple(functools.reduce(LoadReport.aggregate, ranks)))
+
+
+def sum_step_reports(pipe: Connection) -> None:
+    """Answer with what the scheduler is told of two ranks' handoffs and tier."""
+    first = StepReport(LoadReport(num_bytes=5), TierReport(ended={1: 1}, failed={1}))
+    second = StepReport(LoadReport(num_bytes=7), TierReport(ended={1: 1}, load_bytes=7))
+    total = first.aggregate(pickle.loads(pickle.dumps(second)))
+    pipe.send(
+        {
+            "ended": total.tier.ended,
+            "failed": total.tier.failed,
+            "load_bytes": total.tier.load_bytes,
+            "handoff_bytes": total.handoffs.num_bytes,
+        }
+    )
 
 
 def _configured(spec: WorkerSpec, platform: Platform) -> object:

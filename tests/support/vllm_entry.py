@@ -51,3 +51,7 @@ def check_resume(check: str, pipe: Connection) -> None:
 def _child() -> Any:
     # Imports vLLM: only in the forkserver's children, never in the test's own process.
     return importlib.import_module("tests.support.vllm_child")
+
+
+def sum_step_reports(pipe: Connection) -> None:
+    _child().sum_step_reports(pipe)

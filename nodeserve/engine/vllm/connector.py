@@ -31,8 +31,10 @@ from nodeserve.engine.vllm.connector_scheduler import ConnectorSettings, Schedul
 from nodeserve.engine.vllm.connector_worker import WorkerSide
 from nodeserve.engine.vllm.host_tier import tier_scheduler
 from nodeserve.engine.vllm.host_tier_messages import StepMetadata, StepReport, TierStep
+from nodeserve.engine.vllm.host_tier_scheduler import TierScheduler
 from nodeserve.engine.vllm.host_tier_worker import TierWorker
 from nodeserve.engine.vllm.kv_memory import RankFacts
+from nodeserve.kv import layout
 
 
 class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
@@ -56,12 +58,7 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
                 self._kv_transfer_config.kv_connector_extra_config, ConnectorSettings
             )
             self.scheduler = SchedulerSide(settings, kv_cache_config, MonotonicClock())
-            self.tier = tier_scheduler(
-                self._kv_transfer_config.kv_connector_extra_config,
-                vllm_config,
-                kv_cache_config,
-                MonotonicClock(),
-            )
+            self.tier: TierScheduler | None = None
         else:
             self.tier_worker: TierWorker | None = None
             self.worker = WorkerSide(
@@ -137,12 +134,17 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata(self, metadata: dict[int, PoolHandshake]) -> None:
         """Take where all ranks' pools lie."""
         self.scheduler.set_pools(metadata)
+        self.tier = tier_scheduler(
+            self._kv_transfer_config.kv_connector_extra_config,
+            self._vllm_config,
+            [layout.from_plain(metadata[rank].pool.geometry) for rank in sorted(metadata)],
+            self.scheduler.block_pool,
+            MonotonicClock(),
+        )
 
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
         """Take the pool whose reference counts pin leased blocks."""
         self.scheduler.bind_block_pool(gpu_block_pool)
-        if self.tier is not None:
-            self.tier.bind_block_pool(gpu_block_pool)
 
     def on_new_request(self, request: Request) -> None:
         """Note a new request's handoff, or look up what the tier has of it."""

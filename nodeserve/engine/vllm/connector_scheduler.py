@@ -163,7 +163,7 @@ class SchedulerSide:
         if output.invalid_block_ids:
             # vLLM has put an unparked load's blocks into the prefix cache already. Their owner
             # computes them again, perhaps over several steps: nobody else may hit them meanwhile.
-            self._bound_pool().evict_blocks(output.invalid_block_ids)
+            self.block_pool.evict_blocks(output.invalid_block_ids)
             for request, blocks in self._unparked.values():
                 if not output.invalid_block_ids.isdisjoint(blocks):
                     _count_as_computed(request)
@@ -244,18 +244,20 @@ class SchedulerSide:
         for command in commands:
             match command:
                 case PinBlocks(blocks):
-                    pool = self._bound_pool()
+                    pool = self.block_pool
                     pool.touch([pool.blocks[block] for block in blocks])
                 case PublishSlot(slot, lease_id):
                     self._table.publish(slot, lease_id)
                 case ClearSlot(slot):
                     self._table.clear(slot)
                 case UnpinBlocks(blocks):
-                    pool = self._bound_pool()
+                    pool = self.block_pool
                     # As vLLM frees a request: the last block is the first to be reused.
                     pool.free_blocks([pool.blocks[block] for block in reversed(blocks)])
 
-    def _bound_pool(self) -> BlockPool:
+    @property
+    def block_pool(self) -> BlockPool:
+        """The engine's block pool, once vLLM has bound it."""
         if self._pool is None:
             raise InvariantError("vLLM has not bound its block pool to the connector")
         return self._pool

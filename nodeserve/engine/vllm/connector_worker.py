@@ -80,7 +80,7 @@ class WorkerSide:
             layout.from_plain(self._description.geometry),
             self.memory.pool_address,
             self.memory.copier,
-            rank=self._rank,
+            rank=self._ranks.rank,
             clock=self._clock,
         )
 

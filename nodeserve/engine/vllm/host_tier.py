@@ -3,16 +3,19 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 from vllm.config import VllmConfig
-from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.core.block_pool import BlockPool
 
 from nodeserve.clock import Clock
 from nodeserve.config.release import pinned_vllm_version
 from nodeserve.engine.tier_client import TierClient
 from nodeserve.engine.vllm.host_tier_scheduler import TierScheduler
+from nodeserve.kv import page_copy
+from nodeserve.kv.layout import PoolGeometry
 from nodeserve.wire.kv_tier import KvHello
 
 HASH_ALGORITHM: Final = "sha256_cbor"
@@ -33,32 +36,37 @@ class TierSettings(msgspec.Struct, frozen=True):
 
 
 def tier_scheduler(
-    extra: dict[str, Any], config: VllmConfig, cache: KVCacheConfig, clock: Clock
+    extra: dict[str, Any],
+    config: VllmConfig,
+    ranks: Sequence[PoolGeometry],
+    pool: BlockPool,
+    clock: Clock,
 ) -> TierScheduler | None:
     """Return the scheduler's half; None where the engine has no tier.
 
     Args:
         extra: ``kv_connector_extra_config``.
         config: The engine's.
-        cache: One group of full attention.
+        ranks: Every rank's KV pool.
+        pool: The engine's blocks.
         clock: For the block manager's deadlines.
     """
     settings = msgspec.convert(extra, TierSettings)
     if settings.tier_address is None or not has_tier_keys(config):
         return None
-    num_ranks = config.parallel_config.tensor_parallel_size
     hello = KvHello(
         worker=settings.worker,
         generation=settings.generation,
         pid=os.getpid(),
         model=config.model_config.model,
-        kv_format=kv_format(config, cache),
-        block_bytes=_block_bytes(cache) * num_ranks,
+        kv_format=kv_format(config, ranks[0]),
+        block_bytes=page_copy.canonical_block_bytes(ranks[0]),
     )
     return TierScheduler(
         TierClient(settings.tier_address, hello, clock),
-        block_size=cache.kv_cache_groups[0].kv_cache_spec.block_size,
-        num_ranks=num_ranks,
+        pool,
+        block_size=ranks[0].block_sizes[0],
+        num_ranks=len(ranks),
     )
 
 
@@ -68,8 +76,11 @@ def has_tier_keys(config: VllmConfig) -> bool:
     return bool(cache.enable_prefix_caching) and cache.prefix_caching_hash_algo == HASH_ALGORITHM
 
 
-def kv_format(config: VllmConfig, cache: KVCacheConfig) -> bytes:
-    """Return a digest of all, beside the weights, that decides what a block's bytes mean."""
+def kv_format(config: VllmConfig, geometry: PoolGeometry) -> bytes:
+    """Return a digest of all, beside the weights, that decides what a block's bytes mean.
+
+    Canonical bytes do not depend on the number of ranks, and neither does the digest.
+    """
     model = config.model_config
     described = {
         "vllm": pinned_vllm_version(),
@@ -78,9 +89,9 @@ def kv_format(config: VllmConfig, cache: KVCacheConfig) -> bytes:
         "quantization": str(model.quantization),
         "kv_cache_dtype": str(config.cache_config.cache_dtype),
         "hash_seed": os.environ.get("PYTHONHASHSEED"),
-        "groups": [repr(group.kv_cache_spec) for group in cache.kv_cache_groups],
-        "layers": [sorted(group.layer_names) for group in cache.kv_cache_groups],
-        "ranks": config.parallel_config.tensor_parallel_size,
+        "pages": geometry.page_format,
+        "block_sizes": geometry.block_sizes,
+        "block_bytes": page_copy.canonical_block_bytes(geometry),
     }
     text = json.dumps(described, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).digest()
@@ -90,9 +101,3 @@ def _without_names(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_names(v) for k, v in value.items() if k not in _NOT_CONTENT}
     return value
-
-
-def _block_bytes(cache: KVCacheConfig) -> int:
-    """Return what one block holds over all layers of one rank."""
-    rank_bytes = max(tensor.size for tensor in cache.kv_cache_tensors)
-    return rank_bytes // cache.num_blocks

@@ -10,17 +10,17 @@ reference counts, as leases are.
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final
-
-from vllm.v1.core.block_pool import BlockPool
-from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.outputs import KVConnectorOutput
-from vllm.v1.request import Request
+from typing import TYPE_CHECKING, Final
 
 from nodeserve.engine.tier_client import Lookup, Reservation, TierClient
-from nodeserve.engine.vllm.host_tier_messages import TierLoad, TierReport, TierStep, TierStore
-from nodeserve.errors import InvariantError
+from nodeserve.engine.vllm.host_tier_orders import TierLoad, TierReport, TierStep, TierStore
 from nodeserve.wire.kv_tier import ABSENT, KEY_BYTES, KvWelcome
+
+if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
 
 DISK_S: Final = 0.5
 """How long a request waits for blocks on disk before it computes them; 2 GB at 4 GB/s."""
@@ -39,7 +39,7 @@ class _Tracked:
     its blocks when last asked. ``num_computed`` is what a load of ``lookup`` would follow.
     """
 
-    request: Request
+    request: "Request"
     listener: str
     offered: int = 0
     lookup: Lookup | None = None
@@ -90,11 +90,14 @@ class TierCounts:
 class TierScheduler:
     """Loads from and stores into the host tier, for one engine."""
 
-    def __init__(self, client: TierClient, *, block_size: int, num_ranks: int) -> None:
+    def __init__(
+        self, client: TierClient, pool: "BlockPool", *, block_size: int, num_ranks: int
+    ) -> None:
         """Begin with an empty engine.
 
         Args:
             client: The line to the block manager.
+            pool: Its reference counts hold what is stored.
             block_size: Tokens per block, which is what a key stands for.
             num_ranks: Tensor parallel size: each rank copies its part.
         """
@@ -102,7 +105,7 @@ class TierScheduler:
         self.counts = TierCounts()
         self._block_size = block_size
         self._num_ranks = num_ranks
-        self._pool: BlockPool | None = None
+        self._pool = pool
         self._tracked: dict[str, _Tracked] = {}
         self._loading: dict[str, Lookup] = {}
         self._loads: list[TierLoad] = []
@@ -112,13 +115,9 @@ class TierScheduler:
         self._num_held = 0
         self._shown: KvWelcome | None = None
 
-    def bind_block_pool(self, pool: BlockPool) -> None:
-        """Take the pool whose reference counts hold what is stored."""
-        self._pool = pool
-
     # ------------------------------------------------------------------- loads
 
-    def arrive(self, request: Request) -> None:
+    def arrive(self, request: "Request") -> None:
         """Ask where a new request's blocks are, unless another engine hands them over."""
         self.client.poll()
         params = request.kv_transfer_params or {}
@@ -136,7 +135,7 @@ class TierScheduler:
             tracked.present, tracked.offered = [], 0
             self._look_up(tracked)
 
-    def loadable_tokens(self, request: Request, num_computed: int) -> int | None:
+    def loadable_tokens(self, request: "Request", num_computed: int) -> int | None:
         """Return how many tokens a load adds to ``num_computed``; None to be asked again.
 
         The last token is always computed here: its logits are needed.
@@ -160,7 +159,7 @@ class TierScheduler:
         tracked.num_computed = num_computed
         return max(0, min(end * self._block_size, request.num_tokens - 1) - num_computed)
 
-    def allocated(self, request: Request, blocks: Sequence[int], num_tokens: int) -> None:
+    def allocated(self, request: "Request", blocks: Sequence[int], num_tokens: int) -> None:
         """Ask for the load of the ``num_tokens`` that ``loadable_tokens`` has just named.
 
         Args:
@@ -188,7 +187,7 @@ class TierScheduler:
 
     # ------------------------------------------------------------------ stores
 
-    def take_step(self, output: SchedulerOutput) -> TierStep:
+    def take_step(self, output: "SchedulerOutput") -> TierStep:
         """Return what the workers copy in this step, and offer the blocks that it completes."""
         self.client.poll()
         step = TierStep(loads=self._loads, stores=self._granted())
@@ -201,7 +200,7 @@ class TierScheduler:
                 self._scheduled(tracked, num_scheduled, output)
         return step
 
-    def _scheduled(self, tracked: _Tracked, num_scheduled: int, output: SchedulerOutput) -> None:
+    def _scheduled(self, tracked: _Tracked, num_scheduled: int, output: "SchedulerOutput") -> None:
         """Offer what a request's step completes. Its next step, at the soonest, stores it."""
         request = tracked.request
         if tracked.lookup is not None and tracked.lookup.answered:
@@ -211,7 +210,7 @@ class TierScheduler:
             return
         # With async scheduling the newest tokens are not known yet, and their blocks have no hash.
         num_full = min(num_full, len(request.block_hashes))
-        room = int(STORING_SHARE * self._bound_pool().num_gpu_blocks) - self._num_held
+        room = int(STORING_SHARE * self._pool.num_gpu_blocks) - self._num_held
         table = _table(request.request_id, output)
         missing = [i for i in range(tracked.offered, num_full) if not tracked.has(i)]
         for run in _consecutive(missing):
@@ -259,7 +258,7 @@ class TierScheduler:
 
     # --------------------------------------------------------------------- ends
 
-    def take_output(self, output: KVConnectorOutput, report: TierReport) -> None:
+    def take_output(self, output: "KVConnectorOutput", report: TierReport) -> None:
         """Take what the workers report: loads and stores that are over."""
         failed = output.failed_recving or set()
         for request_id in (output.finished_recving or set()) & self._loading.keys():
@@ -277,7 +276,7 @@ class TierScheduler:
             if job.num_ended == self._num_ranks:
                 self._end_job(job_id)
 
-    def finish(self, request: Request) -> None:
+    def finish(self, request: "Request") -> None:
         """Forget a request. A load that still runs is waited for; offers and stores go on."""
         tracked = self._tracked.pop(request.request_id, None)
         if tracked is not None:
@@ -332,23 +331,16 @@ class TierScheduler:
             tracked.lookup = None
 
     def _hold(self, blocks: list[int]) -> None:
-        pool = self._bound_pool()
-        pool.touch([pool.blocks[block] for block in blocks])
+        self._pool.touch([self._pool.blocks[block] for block in blocks])
         self._num_held += len(blocks)
 
     def _let_go(self, blocks: list[int]) -> None:
-        pool = self._bound_pool()
         # As vLLM frees a request: the last block is the first to be reused.
-        pool.free_blocks([pool.blocks[block] for block in reversed(blocks)])
+        self._pool.free_blocks([self._pool.blocks[block] for block in reversed(blocks)])
         self._num_held -= len(blocks)
 
-    def _bound_pool(self) -> BlockPool:
-        if self._pool is None:
-            raise InvariantError("vLLM has not bound its block pool to the host tier")
-        return self._pool
 
-
-def _table(request_id: str, output: SchedulerOutput) -> list[int]:
+def _table(request_id: str, output: "SchedulerOutput") -> list[int]:
     """Return the block ids of a request that is scheduled in this step."""
     state = output.kv_connector_block_state
     tables = None if state is None else state.get_block_ids(request_id)

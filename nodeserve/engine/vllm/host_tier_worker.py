@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeserve.clock import Clock
-from nodeserve.engine.vllm.host_tier_messages import TierLoad, TierReport, TierStep, TierStore
+from nodeserve.engine.vllm.block_runs import BlockRuns
+from nodeserve.engine.vllm.host_tier_orders import TierLoad, TierReport, TierStep, TierStore
 from nodeserve.errors import PeerError
+from nodeserve.kv import page_copy
 from nodeserve.kv.layout import PoolGeometry
-from nodeserve.transfer.base import AddressRun, Copier, Fence
+from nodeserve.transfer.base import Copier, Fence
 from nodeserve.transfer.slot_directory import SlotShape, SlotState
 from nodeserve.transfer.tier_memory import TierMemory
 from nodeserve.wire.kv_tier import KvWelcome
@@ -62,7 +64,8 @@ class TierWorker:
             rank: Our tensor parallel rank.
             clock: For what copies take.
         """
-        self._geometry = geometry
+        self._loaded = BlockRuns.of(geometry, page_copy.canonical_runs)
+        self._stored = BlockRuns.of(geometry, page_copy.canonical_writes)
         self._pool_address = pool_address
         self._rank = rank
         self._clock = clock
@@ -150,28 +153,16 @@ class TierWorker:
             raise PeerError("the host tier's memory is not mapped; the prompt is computed here")
         state = SlotState.READY if isinstance(order, TierLoad) else SlotState.RESERVED
         before = _entries(memory, order, state)
-        runs = [
-            run
-            for slot, block in zip(order.slots, order.blocks, strict=True)
-            for run in self._runs(memory.address(slot), block)
-        ]
-        if isinstance(order, TierStore):
-            runs = [AddressRun(run.destination, run.source, run.length) for run in runs]
+        pairs = zip(order.slots, order.blocks, strict=True)
+        addressed = [(memory.address(slot), block) for slot, block in pairs]
+        if isinstance(order, TierLoad):
+            runs = self._loaded.out_of_slots(addressed, self._pool_address)
+        else:
+            runs = self._stored.into_slots(addressed, self._pool_address)
         copier.copy(runs, copy.after)
         if _entries(memory, order, state) != before:
             raise PeerError("a slot changed while it was copied; the prompt is computed here")
         return sum(run.length for run in runs)
-
-    def _runs(self, slot_address: int, block: int) -> list[AddressRun]:
-        """Return the copies that bring our part of a slot into a block."""
-        runs = []
-        at = slot_address + self._rank * self._geometry.block_bytes
-        for place in self._geometry.places:
-            base = self._pool_address + place.offset + block * place.block_stride
-            for layer in range(place.num_layers):
-                runs.append(AddressRun(at, base + layer * place.layer_stride, place.page_bytes))
-                at += place.page_bytes
-        return runs
 
 
 class _Lane:
