@@ -11,6 +11,17 @@ import msgspec
 
 from nodeserve.errors import PeerError
 from nodeserve.wire.kinds import Role
+from nodeserve.wire.kv_control import (
+    BlockManagerHeartbeat,
+    BlockManagerReady,
+    KvClear,
+    KvDone,
+    KvEngineGone,
+    KvPin,
+    KvTierStatus,
+    KvTierStatusRequest,
+    KvUnpin,
+)
 from nodeserve.wire.spawn import TenantSpec
 from nodeserve.wire.status import (
     HandoffStats,
@@ -345,6 +356,15 @@ Message = (
     | RoleRequest
     | ReloadRequest
     | CommandReply
+    | BlockManagerReady
+    | BlockManagerHeartbeat
+    | KvEngineGone
+    | KvTierStatusRequest
+    | KvTierStatus
+    | KvClear
+    | KvPin
+    | KvUnpin
+    | KvDone
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
