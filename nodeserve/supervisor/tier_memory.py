@@ -4,13 +4,13 @@ Each incarnation gets the same fds and finds in them what its predecessor has le
 through a reload of the supervisor too, unless that gives the tier another size.
 """
 
-import fcntl
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import Final, Self
 
 from nodeserve.config.node import TierSettings
-from nodeserve.errors import CapacityError
+from nodeserve.transfer.arenas import HUGE_PAGE_BYTES, create_arenas, memory_nodes
 
 MAX_ARENAS: Final = 64
 """Each is an fd, which travel through one message; the kernel takes 253 (SCM_MAX_FD)."""
@@ -18,9 +18,7 @@ MAX_ARENAS: Final = 64
 USUAL_ARENA_BYTES: Final = 2 << 30
 """A device registers arena by arena, at some 0.1 s a GB."""
 
-_HUGE_PAGE_BYTES: Final = 2 << 20
-_SMALLEST_SLOT_BYTES: Final = 4096
-_ENTRY_BYTES: Final = 64
+_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +72,11 @@ class TierMemory:
             CapacityError: The kernel gives none.
         """
         num_arenas = min(MAX_ARENAS, -(-host_bytes // USUAL_ARENA_BYTES))
-        arena_bytes = max(1, host_bytes // num_arenas // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
-        directory_bytes = 4096 + host_bytes // _SMALLEST_SLOT_BYTES * _ENTRY_BYTES
-        fds: list[int] = []
-        try:
-            fds.append(_sealed("nodeserve-kv-slots", directory_bytes))
-            fds += (_sealed(f"nodeserve-kv-{n}", arena_bytes) for n in range(num_arenas))
-        except OSError as error:
-            for fd in fds:
-                os.close(fd)
-            text = (
-                f"host tier: {num_arenas} arenas of {arena_bytes} bytes cannot be had: "
-                f"{error.strerror}; lower kv.host.size or raise the daemon's limits"
-            )
-            raise CapacityError(text) from error
-        return cls(host_bytes, arena_bytes, fds)
+        arena_bytes = max(1, host_bytes // num_arenas // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        made = create_arenas(num_arenas * arena_bytes, arena_bytes, nodes=memory_nodes())
+        kind = "huge" if made.is_huge else "ordinary"
+        _log.info("host_tier_made bytes=%d arenas=%d pages=%s", host_bytes, num_arenas, kind)
+        return cls(host_bytes, arena_bytes, made.fds)
 
     @property
     def kept(self) -> KeptTierMemory:
@@ -100,16 +88,3 @@ class TierMemory:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
-
-
-def _sealed(name: str, num_bytes: int) -> int:
-    """Return a memfd of a size that nobody can change: a file that shrinks kills who maps it."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, num_bytes)
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
