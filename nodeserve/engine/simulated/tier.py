@@ -189,6 +189,7 @@ class Tier(NoTier):
         num_full = (sequence.num_tokens - 1) // self._limits.block_size
         sequence.hash_up_to(num_full, self._limits.block_size)
         keys = b"".join(key_of(one, sequence.salt) for one in sequence.hashes[:num_full])
+        self._client.poll()  # a welcome may have come while nothing ran
         lookup = self._client.lookup(sequence.listener, keys, disk_s=DISK_S) if keys else None
         if lookup is None:
             return False
