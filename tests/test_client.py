@@ -1,5 +1,6 @@
 import asyncio
 import json
+import socket as sockets
 import socketserver
 import subprocess
 import sys
@@ -81,10 +82,35 @@ def test_the_async_client_does_the_same(path):
     assert asyncio.run(ask()) == ["hello", "Bearer none"]
 
 
-def test_a_node_that_does_not_run_is_a_connection_error(tmp_path):
+NOBODY = r"^no nodeserve answers at .*none\.sock \(.*No such file.*\); start one with `nodeserve"
+
+
+def test_a_node_that_does_not_run_is_a_connection_error_that_says_what_to_do(tmp_path):
     node = nodeserve.connect(tmp_path / "none.sock").with_options(max_retries=0)
-    with pytest.raises(openai.APIConnectionError):
+    with pytest.raises(openai.APIConnectionError, match=NOBODY):
         node.models.list()
+    with pytest.raises(openai.APIConnectionError, match=NOBODY):
+        node.completions.create(model="tiny", prompt="hello", stream=True)
+
+
+def test_the_async_client_says_the_same(tmp_path):
+    async def ask() -> None:
+        async with nodeserve.connect_async(tmp_path / "none.sock").with_options(
+            max_retries=0
+        ) as node:
+            await node.models.list()
+
+    with pytest.raises(openai.APIConnectionError, match=NOBODY):
+        asyncio.run(ask())
+
+
+def test_a_timeout_is_still_one(tmp_path):
+    with sockets.socket(sockets.AF_UNIX) as deaf:
+        deaf.bind(str(tmp_path / "deaf.sock"))
+        deaf.listen()
+        node = nodeserve.connect(tmp_path / "deaf.sock", timeout_s=0.1)
+        with pytest.raises(openai.APITimeoutError, match="timed out"):
+            node.with_options(max_retries=0).models.list()
 
 
 def test_the_package_offers_what_the_client_module_has():

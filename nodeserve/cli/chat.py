@@ -49,7 +49,7 @@ def command(
     node = find_node(place["socket"], place["runtime_dir"])
     with errors_of(node) as heard:
         client = client_of(node, api_key_file)
-        talk = Talk(node, client, first_model(client))
+        talk = Talk(node, client, first_model(node, client), heard)
         heard.begun = True
         bound = bound_of_simulated(node) if max_tokens is None else None
         if bound is not None:
@@ -74,11 +74,12 @@ def command(
 class Talk:
     """The turns so far, and how the next answer is asked for."""
 
-    def __init__(self, node: Node, client: openai.OpenAI, model: str) -> None:
+    def __init__(self, node: Node, client: openai.OpenAI, model: str, heard: Answer) -> None:
         self.node = node
         self.client = client
         self.model = model
         self.messages: list[ChatCompletionMessageParam] = []
+        self._heard = heard
         self._max_tokens: int | openai.Omit = openai.omit
         self._temperature: float | openai.Omit = openai.omit
 
@@ -97,12 +98,14 @@ class Talk:
         """
         self.messages.append({"role": "user", "content": said})
         answer = Answer()
+        self._heard.request_id = answer.request_id
         try:
             with self.client.chat.completions.create(
                 model=self.model,
                 messages=self.messages,
                 stream=True,
                 max_tokens=self._max_tokens,
+                extra_headers=answer.headers,
                 temperature=self._temperature,
             ) as stream:
                 for chunk in stream:

@@ -40,7 +40,7 @@ def command(
     node = find_node(place["socket"], place["runtime_dir"])
     with errors_of(node) as answer:
         client = client_of(node, api_key_file)
-        model = first_model(client)
+        model = first_model(node, client)
         answer.begun = True
         try:
             with client.completions.create(
@@ -49,6 +49,7 @@ def command(
                 max_tokens=max_tokens,
                 temperature=openai.omit if temperature is None else temperature,
                 stream=True,
+                extra_headers=answer.headers,
             ) as stream:
                 for chunk in stream:
                     for choice in chunk.choices:

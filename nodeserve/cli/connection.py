@@ -44,18 +44,41 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_node(socket: str | None, runtime_dir: str | None) -> Node:
-    """Return the node that the options name, else the one that `nodeserve serve` makes."""
+    """Return the node that the options name, else the one that `nodeserve serve` makes.
+
+    A node takes commands beside its first socket only; where another one is named, the node is
+    looked for among those beside it.
+    """
     found = Path(socket).expanduser() if socket else paths.find_socket(os.environ, os.getuid())
     found = found.absolute()
-    inside = Path(runtime_dir).expanduser().absolute() if runtime_dir else paths.internals_of(found)
+    if runtime_dir:
+        return Node(socket=found, runtime_dir=Path(runtime_dir).expanduser().absolute())
+    inside = paths.internals_of(found)
+    if found.is_socket() and not paths.control_socket(inside).is_socket():
+        inside = _inside_of_another(found) or inside
     return Node(socket=found, runtime_dir=inside)
+
+
+def _inside_of_another(socket: Path) -> Path | None:
+    """Return the runtime directory of a node that also listens at ``socket``; None if not seen."""
+    beside = socket.parent.glob(f"*{paths.INTERNALS_SUFFIX}")
+    default = paths.internals_of(paths.find_socket(os.environ, os.getuid()))
+    for inside in dict.fromkeys([*sorted(beside), default]):
+        try:
+            node = Node(socket=socket, runtime_dir=inside)
+            status = ask(node, control.StatusRequest(), control.StatusReply)
+        except NodeserveError:
+            continue
+        if str(socket) in status.listeners:
+            return inside
+    return None
 
 
 def node_options(function: F) -> F:
     """Add ``--socket`` and ``--runtime-dir`` to a command."""
     socket = click.option(
         "--socket",
-        type=click.Path(),
+        type=click.Path(readable=False),
         metavar="PATH",
         help="The node's Unix socket. Default: where `serve` puts it.",
     )
@@ -87,13 +110,18 @@ def ask(
     finally:
         client.close()
     if isinstance(reply, control.CommandReply) and reply.error is not None:
-        raise _KINDS.get(reply.exit_code, PeerError)(reply.error)
+        raise kind_of_code(reply.exit_code)(reply.error)
     if not isinstance(reply, answer):
         kind = type(reply).__name__
         raise PeerError(
             f"nodeserve at {node.socket} answered with a {kind}; is it another release?"
         )
     return reply
+
+
+def kind_of_code(exit_code: int) -> type[NodeserveError]:
+    """Return the kind of error that a node means by an exit code."""
+    return _KINDS.get(exit_code, PeerError)
 
 
 def nobody_answers(node: Node) -> PeerError:
@@ -104,22 +132,39 @@ def nobody_answers(node: Node) -> PeerError:
             f"{node.socket} is {what} and no socket; give --socket the path that `nodeserve serve` "
             "printed, such as /run/nodeserve/api.sock"
         )
+    if _listens(node.socket):
+        return PeerError(
+            f"{node.socket} takes requests, and no commands: these go to its node's first socket; "
+            "name that with --socket, or the node's runtime directory with --runtime-dir"
+        )
     return PeerError(
         f"no nodeserve answers at {node.socket}; start one with `nodeserve serve MODEL`, "
         "or name its socket with --socket"
     )
 
 
-def _check_alive(path: Path, node: Node) -> None:
-    """Fail at once where nobody listens: ZeroMQ would wait for somebody to come."""
+def _connect(path: Path) -> None:
     with sockets.socket(sockets.AF_UNIX) as probe:
         probe.settimeout(_CONNECT_DEADLINE_S)
-        try:
-            probe.connect(str(path))
-        except PermissionError:
-            raise PeerError(
-                f"nodeserve at {node.socket} takes commands from its own user only; "
-                "run this as that user"
-            ) from None
-        except OSError:
-            raise nobody_answers(node) from None
+        probe.connect(str(path))
+
+
+def _listens(path: Path) -> bool:
+    try:
+        _connect(path)
+    except OSError:
+        return False
+    return True
+
+
+def _check_alive(path: Path, node: Node) -> None:
+    """Fail at once where nobody listens: ZeroMQ would wait for somebody to come."""
+    try:
+        _connect(path)
+    except PermissionError:
+        raise PeerError(
+            f"nodeserve at {node.socket} takes commands from its own user only; "
+            "run this as that user"
+        ) from None
+    except OSError:
+        raise nobody_answers(node) from None

@@ -24,6 +24,23 @@ def find_trace(
     A trace may come just after its answer's end, so this asks again for half a second. An
     answer through TCP, or by another user, has no trace that we may see.
     """
+    return _find(node, lambda trace: trace.request_id.startswith(answer_id), sleep)
+
+
+def find_failure(
+    node: Node, request_id: str, *, sleep: Callable[[float], None] = time.sleep
+) -> RequestTrace | None:
+    """Return the daemon's trace of a request that it has failed, by our own id; else None."""
+
+    def is_it(trace: RequestTrace) -> bool:
+        return trace.error is not None and request_id in trace.request_id
+
+    return _find(node, is_it, sleep)
+
+
+def _find(
+    node: Node, is_it: Callable[[RequestTrace], bool], sleep: Callable[[float], None]
+) -> RequestTrace | None:
     for turn in range(_TRIES):
         if turn:
             sleep(_BETWEEN_S)
@@ -32,7 +49,7 @@ def find_trace(
         except NodeserveError:
             return None
         for trace in reply.requests.recent if reply.requests is not None else ():
-            if trace.request_id.startswith(answer_id):
+            if is_it(trace):
                 return trace
     return None
 

@@ -11,9 +11,18 @@ from nodeserve.wire.kinds import Role
 @click.command("role")
 @click.argument("worker", shell_complete=complete_worker)
 @click.argument("role", type=click.Choice([role.value for role in Role]))
+@click.option(
+    "--force", is_flag=True, help="Change also the last WORKER that decodes, or prefills."
+)
 @node_options
-def command(worker: str, role: str, socket: str | None, runtime_dir: str | None) -> None:
+def command(
+    worker: str,
+    role: str,
+    force: bool,  # noqa: FBT001  (click passes flags by name)
+    socket: str | None,
+    runtime_dir: str | None,
+) -> None:
     """Use WORKER for ROLE from now on. Nothing restarts, and requests in flight stay."""
-    message = RoleRequest(worker=worker, role=Role(role))
+    message = RoleRequest(worker=worker, role=Role(role), force=force)
     reply = ask(find_node(socket, runtime_dir), message, CommandReply)
     click.echo(reply.detail)

@@ -121,7 +121,7 @@ def surroundings() -> Surroundings:
     return Surroundings(
         environ=os.environ,
         uid=os.getuid(),
-        topology=lambda: usable(read_topology(), _platform()),
+        topology=lambda: usable(read_topology(), installed_platform()),
         memory=read_memory,
         simulated_gpus=tuple(GPUS),
     )
@@ -134,7 +134,8 @@ def usable(topology: Topology, platform: Platform | None) -> Topology:
     return msgspec.structs.replace(topology, gpus=(), gpu_problem=None)
 
 
-def _platform() -> Platform | None:
+def installed_platform() -> Platform | None:
+    """Return what the installed vLLM computes on; None without one."""
     return environment.find_vllm()[0] if release.installed_vllm_version() else None
 
 

@@ -65,6 +65,7 @@ def to_text(reply: StatusReply) -> str:
             f"up {duration(reply.uptime_s)}"
         ),
         *([f"{reply.state}: {reply.detail}"] if reply.detail else []),
+        *_reload(reply),
         ", ".join(versions),
         f"listening on {', '.join(reply.listeners)}",
         "",
@@ -80,6 +81,13 @@ def to_text(reply: StatusReply) -> str:
     if reply.kv is not None:
         lines += ["", *tiers(reply.kv)]
     return "\n".join(lines)
+
+
+def _reload(reply: StatusReply) -> list[str]:
+    """Return what the last reload has still to do, or at whom it gave up."""
+    if reply.reload_halted is not None:
+        return [f"reload: given up, {reply.reload_halted} did not come back; the rest is as before"]
+    return [f"reload: {', '.join(reply.reloading)} to go"] if reply.reloading else []
 
 
 def _of_other_releases(reply: StatusReply) -> list[str]:

@@ -349,10 +349,10 @@ class RequestDesk:
         self._requests.pop(request.request_id, None)
         request.gateway.requests.pop(request.wire_id, None)
 
-    def end(self, request: ClientRequest, finish: str, error: str | None = None) -> None:
+    def end(self, request: ClientRequest, finish: str, failure: FailRequest | None = None) -> None:
         """Book the end of a request whose last output goes to its gateway."""
         self.forget(request)
-        self.traces.finished(request, finish, error=error, now_s=self.clock.now_s())
+        self.traces.finished(request, finish, failure=failure, now_s=self.clock.now_s())
 
     def _fail_request(self, command: FailRequest) -> None:
         request = self._requests.get(command.request_id)
@@ -364,7 +364,7 @@ class RequestDesk:
             request.gateway.listener,
             command.reason,
         )
-        self.end(request, "error", command.reason)
+        self.end(request, "error", command)
         self._fail(request.gateway, request.wire_id)
 
     def _fail(self, gateway: GatewayLink, wire_id: str) -> None:

@@ -1,9 +1,10 @@
 """The hot path: one message per engine step, decoded once, patched in place, sent on.
 
-What several engines said in one turn of the loop goes to a gateway in one message: it costs a
-gateway as much to be woken and to take a message as to take some ten tokens. Two steps of one
-engine never share a message, so no request is twice in one; but they leave together at the end
-of the turn, so that the gateway is woken once for all of them.
+What was said in one turn of the loop goes to a gateway in one message: it costs a gateway as much
+to be woken and to take a message as to take some ten tokens. That is one step of each engine, or
+several where the dispatcher is behind; then all that a request got becomes one output (``joins``).
+Where that cannot be, as with log probabilities, there is a further message; all leave together at
+the end of the turn.
 
 All that depends on a leg's beginning or end is off the loop over outputs: in the middle of a
 stream an output costs one lookup, one renaming and one append.
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 from nodeserve.dispatcher.desk import RequestDesk
 from nodeserve.dispatcher.gateway_link import GatewayLink
+from nodeserve.dispatcher.joins import Joins
 from nodeserve.dispatcher.loads import Loads, Push
 from nodeserve.dispatcher.records import ClientRequest, Leg
 from nodeserve.dispatcher.utilities import Utilities
@@ -65,6 +67,7 @@ class Steps:
         self._num_messages = 0
         self._template: list[Any] | None = None
         self._stepped: set[int] = set()
+        self._joins = Joins(gateways)
 
     def take(self, frames: list[bytes]) -> None:
         """Take one message off the engines' socket. Garbage is dropped and counted."""
@@ -92,7 +95,7 @@ class Steps:
             except ValueError:
                 self._counters.rejected_frames += 1
         aux = frames[1:]
-        if aux or worker.generation in self._stepped:
+        if aux:
             self._post([], urgent=False)
         urgent = self._take_step(worker, codec, message)
         if aux or urgent:
@@ -101,7 +104,9 @@ class Steps:
     def _take_step(self, worker: Worker, codec: OutputCodec, message: list[Any]) -> bool:
         """Put a step's outputs into batches; returns whether its statistics cannot wait."""
         outputs = message[codec.outputs]
-        if outputs:
+        if outputs and worker.generation in self._stepped:
+            self._take_further_step(worker, codec, message)
+        elif outputs:
             self._stepped.add(worker.generation)
             self._route(worker, codec, outputs, self._clock.now_s())
         stats = codec.field(message, codec.scheduler_stats)
@@ -111,6 +116,23 @@ class Steps:
         message[codec.engine_index] = 0
         self._template = message
         return urgent
+
+    def _take_further_step(self, worker: Worker, codec: OutputCodec, message: list[Any]) -> None:
+        """Take outputs of an engine of which the batches hold a step already."""
+        outputs, now_s = message[codec.outputs], self._clock.now_s()
+        last = self._template
+        if last is None or not codec.says_the_same(message, last):
+            self._post([], urgent=False)
+            self._route(worker, codec, outputs, now_s)
+        else:
+            self._joins.begin(codec)
+            self._route(worker, codec, outputs, now_s)
+            apart = self._joins.end(codec)
+            if apart:
+                self._post([], urgent=False)
+            for batch, output in apart:
+                batch.append(output)
+        self._stepped.add(worker.generation)
 
     def _route(self, worker: Worker, codec: OutputCodec, outputs: list[Any], now_s: float) -> None:
         """Put each output into its gateway's batch under the client's id."""
@@ -332,6 +354,7 @@ class Steps:
         codec = codecs.outputs
         self._template = None
         self._stepped.clear()
+        self._joins.clear()
         now_s = self._clock.now_s()
         self.loads.show(now_s, urgent=urgent)
         receivers = [gateway for gateway in self._gateways.values() if gateway.batch]

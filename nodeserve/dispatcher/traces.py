@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeserve.dispatcher.records import ClientRequest
+from nodeserve.router.messages import FailRequest
 from nodeserve.wire.status import Quantiles, RequestTrace
 
 NUM_TRACES: Final = 256
@@ -71,11 +72,16 @@ class Traces:
         return tuple(self._recent)
 
     def finished(
-        self, request: ClientRequest, finish: str, *, now_s: float, error: str | None = None
+        self,
+        request: ClientRequest,
+        finish: str,
+        *,
+        now_s: float,
+        failure: FailRequest | None = None,
     ) -> None:
         """Book a request's end.
 
-        ``finish`` is a name of vLLM's FinishReason, ``error`` why we have failed the request.
+        ``finish`` is a name of vLLM's FinishReason, ``failure`` why we have failed the request.
         """
         match finish:
             case "error":
@@ -93,7 +99,8 @@ class Traces:
                 cached_tokens=request.cached_tokens,
                 output_tokens=request.output_tokens,
                 finish=finish,
-                error=error,
+                error=None if failure is None else failure.reason,
+                exit_code=0 if failure is None else failure.exit_code,
                 prefill_worker=request.prefill_worker,
                 decode_worker=request.decode_worker,
                 handoff_bytes=request.handoff.num_bytes if request.handoff else 0,

@@ -48,9 +48,14 @@ def can_serve(slots: Slots) -> bool:
     )
 
 
-def last_for(slots: Slots, slot: Slot) -> str | None:
-    """Return what a worker is the last one to do; None where another one does it too."""
+def last_for(slots: Slots, slot: Slot, *, then: Role | None = None) -> str | None:
+    """Return what a worker is the last one to do; None where another one does it too.
+
+    What it does in its next role, ``then``, is not lost.
+    """
     for role, does in _DOES.items():
+        if then in (role, Role.AGGREGATED):
+            continue
         workers = _takes(slots, role)
         if slot in workers and len(workers) == 1:
             return does

@@ -69,6 +69,7 @@ class _Life:
     computes_on_cpu: bool
     cpu_s: float = 0.0
     is_busy: bool = True
+    busy_s: float = 0.0
     stopped_s: float | None = None
     heard_s: float | None = None
     quiet_s: float = 0.0
@@ -78,6 +79,7 @@ class _Life:
     step_began_s: float = 0.0
     durations_s: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_DURATIONS))
     killed_s: float | None = None
+    is_ending: bool = False
     is_reported: bool = False
 
 
@@ -105,6 +107,11 @@ class Liveness:
         """Take note that a process was sent SIGKILL."""
         if (life := self._lives.get(generation)) is not None and life.killed_s is None:
             life.killed_s = self.watched_s
+
+    def ending(self, generation: Generation) -> None:
+        """Take note that a process was told to end: it is silent now, and is killed in time."""
+        if (life := self._lives.get(generation)) is not None:
+            life.is_ending = True
 
     def gone(self, generation: Generation) -> None:
         """Forget a process that has ended."""
@@ -134,6 +141,11 @@ class Liveness:
             return False
         return self.watched_s - life.heard_s > self._settings.silent_s / 2
 
+    def busy_s(self, generation: Generation) -> float:
+        """Return for how long a process has computed, or waited for a CPU, since it was born."""
+        life = self._lives.get(generation)
+        return 0.0 if life is None else life.busy_s
+
     def look(self, seen: dict[Generation, Sight], *, now_s: float) -> Iterator[Verdict | Held]:
         """Judge everybody seen, each at most once dead and once held.
 
@@ -152,6 +164,8 @@ class Liveness:
                 continue
             if life.killed_s is not None:
                 yield from self._look_at_killed(generation, life, sight)
+                continue
+            if life.is_ending:
                 continue
             cause = self._judge(life, sight, passed_s)
             if cause is not None:
@@ -174,6 +188,8 @@ class Liveness:
     def _judge(self, life: _Life, sight: Sight, passed_s: float) -> str | None:
         used_s, life.cpu_s = sight.cpu_s - life.cpu_s, sight.cpu_s
         life.is_busy = used_s > BUSY_CORES * passed_s
+        if life.is_busy or sight.is_runnable:
+            life.busy_s += passed_s
         if not sight.is_stopped:
             life.stopped_s = None
         elif life.stopped_s is None:

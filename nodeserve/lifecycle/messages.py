@@ -122,10 +122,11 @@ class Replanned:
 
 @dataclass(frozen=True, slots=True)
 class RoleAsked:
-    """An operator wants a worker to be used for something else."""
+    """An operator wants a worker, with ``force`` even the last of its role, to have another."""
 
     worker: str
     role: Role
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,9 @@ class Rollout:
         additions_wait: Whether who comes needs what one that leaves has.
         has_begun: Whether the node knows ``plans``.
         under_way: Who is being started anew, and which generation it had.
-        halted: Who did not come back.
+        coming: Processes that it adds, until they are ready or have failed.
+        halted: Who did not come back; until the next rollout.
+        is_told: Whether somebody has heard of ``halted``.
     """
 
     plans: tuple[SlotPlan, ...] = ()
@@ -35,6 +37,8 @@ class Rollout:
     has_begun: bool = False
     under_way: tuple[str, int] | None = None
     halted: str | None = None
+    coming: list[str] = field(default_factory=list)
+    is_told: bool = False
 
     def extend(
         self,
@@ -52,7 +56,18 @@ class Rollout:
         wanted = [*self.restarts, *restarts]
         self.restarts = [name for name in dict.fromkeys(wanted) if name in planned & set(slots)]
         self.additions_wait = additions_wait or (self.additions_wait and not was_there)
-        self.has_begun, self.halted = False, None
+        self.has_begun, self.halted, self.is_told = False, None, False
+        self.coming = [name for name in planned if name not in slots]
+
+    def left(self, slots: Mapping[str, Slot]) -> list[str]:
+        """Return the processes that have still to come, to leave or to start anew."""
+        self.coming = [name for name in self.coming if not _has_come(slots.get(name))]
+        planned = {plan.name for plan in self.plans}
+        leaving = [
+            name for name, slot in slots.items() if planned and name not in planned and slot.running
+        ]
+        under_way = [] if self.under_way is None else [self.under_way[0]]
+        return list(dict.fromkeys([*leaving, *under_way, *self.restarts, *self.coming]))
 
     def next_step(self, slots: Mapping[str, Slot]) -> Step | None:
         """Return what the node is to be told now; ask until it is None, and after each event."""
@@ -91,6 +106,10 @@ class Rollout:
             self.restarts.clear()
             return True
         return slot.life.phase is Phase.READY and slot.generation != generation
+
+
+def _has_come(slot: Slot | None) -> bool:
+    return slot is not None and slot.life.phase in (Phase.READY, Phase.BACKOFF, Phase.FAILED)
 
 
 def _end(slot: Slot) -> Step:

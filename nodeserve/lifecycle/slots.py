@@ -133,21 +133,31 @@ class Slots:
         """Return a worker's slot by name.
 
         Raises:
-            RequestError: There is no such worker; with those there are.
+            RequestError: There is no such worker; with those there are, or what to do with a
+                process that is none.
         """
         slot = self.by_name.get(name)
-        if slot is None or slot.kind is not ProcessKind.WORKER:
-            names = ", ".join(s.name for s in self.of_kind(ProcessKind.WORKER))
-            text = f"worker {name} does not exist; this node has {names}"
-            raise RequestError(text)
-        return slot
+        if slot is not None and slot.kind is ProcessKind.WORKER:
+            return slot
+        if slot is not None:
+            what = f"{name} is no worker, `nodeserve restart {name}` renews it"
+        elif name == ProcessKind.SUPERVISOR:
+            what = "the supervisor is no worker, `nodeserve reload` renews it"
+        else:
+            what = f"worker {name} does not exist"
+        names = ", ".join(s.name for s in self.of_kind(ProcessKind.WORKER))
+        text = f"{what}; the workers of this node are {names}"
+        raise RequestError(text)
 
     def named(self, name: str) -> Slot:
         """Return any process's slot by name.
 
         Raises:
-            RequestError: There is no such process; with those there are.
+            RequestError: There is no such process, with those there are; or it is the supervisor.
         """
+        if name == ProcessKind.SUPERVISOR:
+            text = "the supervisor goes on: `nodeserve reload` renews it, and ends nothing else"
+            raise RequestError(text)
         slot = self.by_name.get(name)
         if slot is None:
             text = f"process {name} does not exist; this node has {', '.join(self.by_name)}"

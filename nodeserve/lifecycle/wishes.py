@@ -48,8 +48,8 @@ class Wishes:
                 if phase in (NodePhase.DRAINING, NodePhase.STOPPING):
                     raise RequestError(f"the node is {phase}: it starts nothing any more")
                 return self._restart(slot, now_s, immediately=event.immediately)
-            case RoleAsked(worker=name, role=role):
-                return self._change_role(self._slots.worker(name), role)
+            case RoleAsked(worker=name, role=role, force=force):
+                return self._change_role(self._slots.worker(name), role, force=force)
             case EndAsked() | Replanned():
                 return self._slots.rearrange(event, self._patience.stop_s, now_s)
 
@@ -134,8 +134,15 @@ class Wishes:
             each.wanted = True
             self._slots.apply(each, process.StopRequested(0), now_s)
 
-    def _change_role(self, slot: Slot, role: Role) -> list[Command]:
+    def _change_role(self, slot: Slot, role: Role, *, force: bool) -> list[Command]:
         slot.require_role(role)
+        does = None if force else last_for(self._slots, slot, then=role)
+        if does is not None:
+            text = (
+                f"worker {slot.name} is the last one that {does}: give another one that role first,"
+                " or change this one all the same with --force"
+            )
+            raise RequestError(text)
         slot.role = role
         if not slot.attached:
             return []

@@ -1,7 +1,19 @@
-"""Where a request should run: what each choice costs, in tokens to compute before its first.
+"""Where a request should run: what each choice costs, in tokens to compute before it is done.
 
 One process places every leg and books it at once, so the books are exact and the cheapest
 choice is simply taken; sampling and randomness, which guard against stale views, have no use.
+
+The cost of a whole leg is what is computed before its last token::
+
+    queued prefill tokens + uncached prompt tokens + decode share * sequences it joins
+
+The first two are its wait and its prefill, less what the prefix cache saves. The third is what
+the others cost it while it decodes: each of them makes each of its steps longer, so that a cached
+prefix is worth its worker only as long as that one's larger batch costs less than the prefix
+saves. Else all who share a prefix would go to the one worker that has it; so the next worker
+computes or pulls it once, and has it too. A sum of prefill left and decode load is what
+Dynamo's KV router takes the least of (``prefill_blocks - overlap + decode_blocks``); Preble
+(Srivatsa et al., ICLR 2025) weighs its load and recomputation likewise, over GPU time.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,7 +21,12 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from nodeserve.ids import Generation
-from nodeserve.router.admission import blocks_for, has_room, tokens_for
+from nodeserve.router.admission import (
+    OUTPUT_LOOKAHEAD_TOKENS,
+    blocks_for,
+    has_room,
+    tokens_for,
+)
 from nodeserve.router.messages import LegKind, RequestArrived
 from nodeserve.router.worker_view import WorkerView
 from nodeserve.wire.kinds import Role
@@ -18,9 +35,11 @@ HANDOFF_TOKENS: Final = 256
 """What a handoff costs. Tuned ones are published at 20 to 30 ms on one node, in which one H100
 prefills about so many tokens of a 70B model. A guess until measured on the operator's node."""
 
-ACTIVE_SEQ_TOKENS: Final = 2
-"""What each sequence of a worker costs a prompt that joins it: one token in each engine step,
-and a prompt is mostly done in two."""
+STREAM_TOKENS: Final = 2
+"""What one sequence adds to each decode step, in prompt tokens that are prefilled in the same time.
+By the step times of ``perf_model`` on H100, with contexts of 3,000 tokens: 1.6 to 3.1 for Llama-70B
+FP8 (on four GPUs 36 us of weights and compute and 79 us of KV, against 50 us for a prompt token),
+4 to 8 for gpt-oss-120b. The low end, for who leaves a prefix too early computes it once more."""
 
 Cached = Mapping[Generation, int]
 """Leading blocks of one prompt in each worker's prefix cache; absent means none."""
@@ -97,6 +116,15 @@ def uncached_tokens(request: RequestArrived, view: WorkerView, cached: Cached) -
     return max(request.prompt_tokens - cached_blocks * view.block_size, 1)
 
 
+def decode_share(request: RequestArrived) -> int:
+    """Return what each sequence that a whole or a decode leg joins costs it, in tokens.
+
+    It has one step for its prompt and one for each output token. Its output is guessed to be no
+    longer than the share of it that gets room, for clients ask for far more than they use.
+    """
+    return STREAM_TOKENS * (min(request.max_tokens, OUTPUT_LOOKAHEAD_TOKENS) + 1)
+
+
 def choose_prefill(
     request: RequestArrived, views: Iterable[WorkerView], cached: Cached
 ) -> Choice | None:
@@ -110,11 +138,11 @@ def choose_prefill(
 def choose_whole(
     request: RequestArrived, views: Iterable[WorkerView], cached: Cached
 ) -> Choice | None:
-    """Choose who does all of a request: as for a prefill, plus its other sequences' share.
+    """Choose who does all of a request: as for a prefill, plus the other sequences' share.
 
     None when no worker has room.
     """
-    return _cheapest(request, views, cached, LegKind.WHOLE, ACTIVE_SEQ_TOKENS)
+    return _cheapest(request, views, cached, LegKind.WHOLE, decode_share(request))
 
 
 def _cheapest(
@@ -122,7 +150,7 @@ def _cheapest(
     views: Iterable[WorkerView],
     cached: Cached,
     kind: LegKind,
-    seq_tokens: int,
+    share: int,
 ) -> Choice | None:
     """Take the lowest cost; among equals the fewest sequences, then the first: the oldest."""
     best: WorkerView | None = None
@@ -131,7 +159,7 @@ def _cheapest(
     prompt_tokens = request.prompt_tokens
     for view in views:
         num_seqs = len(view.legs) + len(view.slots)
-        cost = view.queued_prefill_tokens + seq_tokens * num_seqs
+        cost = view.queued_prefill_tokens + share * num_seqs
         cached_blocks = cached.get(view.generation, 0)
         cost += max(prompt_tokens - cached_blocks * view.block_size, 1)
         # Room is asked for last: most workers drop out by cost.
@@ -176,8 +204,9 @@ def place(
     """Decide how and where a request starts, or None: it waits.
 
     A request runs whole where it must, where no pair of a prefill and a decode worker exists,
-    and where a decode worker would have to compute no more than ``local_prefill_tokens`` of
-    it. Otherwise the pair and the aggregated workers compete by cost.
+    and where every decode worker would have to compute no more than ``local_prefill_tokens`` of
+    it. Where only some of these would, since they have the rest in their prefix cache, they
+    compete with the pair by cost, as the aggregated workers do.
 
     Args:
         request: What to place.
@@ -197,11 +226,10 @@ def place(
     if request.whole or not fleet.prefill:
         return _whole(choose_whole(request, (*takers, *fleet.aggregated), cached))
     short = _short_for(request, fleet.decode, cached, local_prefill_tokens)
-    if short and may_reserve:
-        whole = choose_whole(request, (*short, *fleet.aggregated), cached)
-        if whole is not None:
-            return _whole(whole)
-    whole = choose_whole(request, fleet.aggregated, cached)
+    local = short if may_reserve else ()
+    whole = choose_whole(request, (*local, *fleet.aggregated), cached)
+    if whole is not None and len(local) == len(fleet.decode):
+        return _whole(whole)
     prefill = choose_prefill(request, fleet.prefill, cached)
     if prefill is None:
         return _whole(whole)
@@ -209,7 +237,7 @@ def place(
     if decoder is None and not (may_prefill_ahead and not short):
         return _whole(whole)
     if whole is not None:
-        hop = HANDOFF_TOKENS + (ACTIVE_SEQ_TOKENS * decoder.num_seqs if decoder else 0)
+        hop = HANDOFF_TOKENS + (decode_share(request) * decoder.num_seqs if decoder else 0)
         if decoder is None or whole.cost <= prefill.cost + hop:
             return _whole(whole)
     return Placement(LegKind.PREFILL, prefill.worker, decoder)

@@ -1,5 +1,6 @@
 """Who waits for what: the queue, the line for decode slots, and who is started from them."""
 
+from nodeserve.errors import CapacityError, NodeserveError, RequestError
 from nodeserve.ids import RequestId
 from nodeserve.router.admission import MAX_SKIPPED, PREFILLS_AHEAD
 from nodeserve.router.books import Books
@@ -86,7 +87,7 @@ class Lines:
         self.queue.discard(flow.request.request_id)
         tenant.refused += 1
         self.close(flow)
-        self.refuse(flow, why)
+        self.refuse(flow, why, CapacityError)
 
     def close(self, flow: RequestFlow) -> None:
         """Forget a request that is over."""
@@ -104,6 +105,7 @@ class Lines:
                 f"it has waited {tenant.settings.queue_timeout_s:g} s to start, longer than"
                 f" listener {tenant.settings.listener} lets requests wait; try again later or"
                 " raise its queue_timeout_s",
+                CapacityError,
             )
         self.offer_room()
         self.wake_in_time()
@@ -203,12 +205,12 @@ class Lines:
             self.queue.push(flow, now_s=self._now_s)
         else:
             self.close(flow)
-            self.refuse(flow, too_large)
+            self.refuse(flow, too_large, RequestError)
 
-    def refuse(self, flow: RequestFlow, why: str) -> None:
-        """End a request that is not taken, and say why."""
+    def refuse(self, flow: RequestFlow, why: str, kind: type[NodeserveError]) -> None:
+        """End a request that is not taken, and say why; ``kind`` says who can do something."""
         reason = f"request {flow.request.request_id} was not taken: {why}"
-        self.emit(flow.handle(Refused(reason)))
+        self.emit(flow.handle(Refused(reason, kind.exit_code)))
 
     def move_slots(self, view: WorkerView) -> None:
         """Let those for whom a worker kept a decode slot wait for one elsewhere."""

@@ -4,6 +4,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nodeserve.errors import PeerError
 from nodeserve.ids import BlockHash, Generation, LeaseId, LegId, RequestId
 from nodeserve.wire.kinds import Role
 
@@ -244,10 +245,11 @@ class ReleaseLease:
 
 @dataclass(frozen=True, slots=True)
 class FailRequest:
-    """End the client's request with an error."""
+    """End the client's request with an error; ``exit_code`` is that of its kind in ``errors``."""
 
     request_id: RequestId
     reason: str
+    exit_code: int = PeerError.exit_code
 
 
 @dataclass(frozen=True, slots=True)

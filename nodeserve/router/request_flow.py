@@ -70,9 +70,10 @@ class MovePlaced:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The node does not take the request."""
+    """The node does not take the request; ``exit_code`` as in FailRequest."""
 
     reason: str
+    exit_code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,8 @@ class RequestFlow:
             case HandoffGivenUp():
                 commands = self._release_lease()
             case Refused():
-                commands = [FailRequest(self.request.request_id, event.reason)]
+                refusal = FailRequest(self.request.request_id, event.reason, event.exit_code)
+                commands = [refusal]
             case _:
                 assert_never(event)
         self.phase = after

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nodeserve.errors import InvariantError
+from nodeserve.errors import InvariantError, RequestError
 from nodeserve.ids import RequestId
 from nodeserve.perf_model.request_cost import TYPICAL, RequestCost
 from nodeserve.router.aborted_prefills import AbortedPrefills
@@ -160,7 +160,7 @@ class Router:
         self._num_arrivals += 1
         flow = RequestFlow(event, self._num_arrivals)
         if (too_large := self._books.why_too_large(event)) is not None:
-            self._lines.refuse(flow, too_large)
+            self._lines.refuse(flow, too_large, RequestError)
             return
         self._lines.arrive(flow, self._max_queued_requests)
 

@@ -274,7 +274,8 @@ class SimNode:
                 at_once = fault.kind is FaultKind.RESTART_NOW
                 self.supervisor.wish(RestartAsked(fault.target, immediately=at_once))
             case FaultKind.ROLE:
-                self.supervisor.wish(RoleAsked(fault.target, list(Role)[int(fault.amount)]))
+                role = list(Role)[int(fault.amount)]
+                self.supervisor.wish(RoleAsked(fault.target, role, force=True))
             case _:
                 process = self.supervisor.by_name(fault.target)
                 if process is not None:

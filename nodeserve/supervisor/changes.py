@@ -68,7 +68,7 @@ class Changes:
                 )
             )
         for name, role in change.roles.items():
-            self._do(RoleAsked(name, role))
+            self._do(RoleAsked(name, role, force=True))
 
     def go_on(self) -> None:
         """Take the next steps that can be taken; call it after every event."""
@@ -77,9 +77,9 @@ class Changes:
             if step is None:
                 break
             self._do(step)
-        if (halted := self.rollout.halted) is not None:
-            self.rollout.halted = None
-            _log.error("configuration_halted name=%s: the rest runs as before", halted)
+        if self.rollout.halted is not None and not self.rollout.is_told:
+            self.rollout.is_told = True
+            _log.error("configuration_halted name=%s: the rest runs as before", self.rollout.halted)
 
     def _do(self, event: Event) -> None:
         try:

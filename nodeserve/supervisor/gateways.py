@@ -25,6 +25,13 @@ FIRST_PROBE_EVERY_S: Final = 0.02
 PROBE_EVERY_S: Final = 2.0
 PROBE_DEADLINE_S: Final = 5.0
 SICK_AFTER_PROBES: Final = 3
+BUSY_FACTOR: Final = 3
+"""How many more may fail while a gateway computes: vLLM's Python server leaves probes waiting as
+long as outputs come faster than it can pass them on. Longer would spare one in an endless loop."""
+
+BUSY_SHARE: Final = 0.5
+"""A gateway computes that did so, or waited for a CPU, for this part of a probe."""
+
 INTERNAL_BACKLOG: Final = 1024
 
 AnyListener = UnixListener | TcpListener | AdoptedListener
@@ -57,6 +64,8 @@ class Gateways:
         report: Callable[[Event], None],
         activated: Activated,
         kept: Sequence[KeptListener] = (),
+        *,
+        busy_s: Callable[[Generation], float] = lambda _: 0.0,
     ) -> None:
         """Take over the listeners of ``kept`` and bind the others but the service manager's.
 
@@ -66,6 +75,7 @@ class Gateways:
         """
         self._config = config
         self._report = report
+        self._busy_s = busy_s
         self._by_name = {
             name: listener for listener in config.listeners for name in gateway_names(listener)
         }
@@ -227,14 +237,18 @@ class Gateways:
             await asyncio.sleep(FIRST_PROBE_EVERY_S)
             result = await self._ask(listener)
         self._report(ProcessReady(generation))
-        failures = 0
-        while listener.gateways == 1 and failures < SICK_AFTER_PROBES:
+        left = patience = SICK_AFTER_PROBES * BUSY_FACTOR
+        while listener.gateways == 1 and left > 0:
             await asyncio.sleep(PROBE_EVERY_S)
+            began_s, busy_s = asyncio.get_running_loop().time(), self._busy_s(generation)
             result = await self._ask(listener)
+            took_s = asyncio.get_running_loop().time() - began_s
+            computes = self._busy_s(generation) - busy_s > BUSY_SHARE * took_s
             answers = result.serving or result.health is Health.UNASKED
-            failures = 0 if answers or _is_lost(listener) else failures + 1
-            if failures == SICK_AFTER_PROBES:
-                self._report(ProcessSick(generation, result.detail))
+            fine = answers or _is_lost(listener)
+            left = patience if fine else left - (1 if computes else BUSY_FACTOR)
+        if listener.gateways == 1:
+            self._report(ProcessSick(generation, result.detail))
 
     @staticmethod
     async def _ask(listener: Listener) -> ProbeResult:

@@ -25,6 +25,7 @@ from nodeserve.lifecycle.messages import (
 )
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.rollout import Rollout
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor.children import Children
@@ -63,11 +64,12 @@ class KeptPromise:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """Who the desk passes things on to: the node's life, the dispatcher, and who has asked."""
+    """Who the desk passes things on to: the node's life, its other parts, and who has asked."""
 
     apply: Callable[[Event], None]
     tell: Callable[[control.Message], None]
     answer: Callable[[bytes, control.Message], None]
+    tiers: TierDesk
 
 
 class OperatorDesk:
@@ -80,7 +82,7 @@ class OperatorDesk:
         children: Children,
         outside: Outside,
         *,
-        tiers: TierDesk,
+        rollout: Rollout,
         started_s: float,
     ) -> None:
         self._config = config
@@ -89,8 +91,9 @@ class OperatorDesk:
         self._apply = outside.apply
         self._tell = outside.tell
         self._answer = outside.answer
-        self._tiers = tiers
+        self._tiers = outside.tiers
         self._loop = asyncio.get_running_loop()
+        self._rollout = rollout
         self._started_s = started_s
         self._version = nodeserve_version()  # of the code that runs; the one on disk may change
         self.promises: list[KeptPromise] = []
@@ -132,9 +135,9 @@ class OperatorDesk:
             case control.RestartRequest(worker=name, immediately=immediately):
                 _log.info("operator_asks command=restart worker=%s now=%s", name, immediately)
                 self._promise(name, Phase.READY, RestartAsked(name, immediately), asked_by)
-            case control.RoleRequest(worker=name, role=role):
+            case control.RoleRequest(worker=name, role=role, force=force):
                 _log.info("operator_asks command=role worker=%s role=%s", name, role)
-                if self._try(RoleAsked(name, role), reply):
+                if self._try(RoleAsked(name, role, force), reply):
                     reply(control.CommandReply(detail=f"{name} is now used for {role}"))
             case _:
                 kind = type(message).__name__
@@ -242,6 +245,8 @@ class OperatorDesk:
             detail=self._life.detail,
             simulate=self._config.simulate,
             kv=kv,
+            reloading=tuple(self._rollout.left(self._life.slots)),
+            reload_halted=self._rollout.halted,
         )
 
     def _with_turned_away(self, requests: control.DispatcherStatus) -> control.DispatcherStatus:

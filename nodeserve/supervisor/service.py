@@ -105,25 +105,24 @@ class Supervisor:
         self._children = Children(runtime, self._watch.born, self._on_exit, groups)
         self._standing = Standing(notifier)
         held = () if kept is None else kept.listeners
-        self._gateways = Gateways(config, self._events.put_nowait, activated, held)
+        self._gateways = Gateways(
+            config, self._events.put_nowait, activated, held, busy_s=self._watch.busy_s
+        )
         tier = None if kept is None else kept.tier
         self._memory = TierMemory.of(config.tiers, tier)
-        self._tiers = TierDesk(
-            self._life,
-            self._children.cleared,
-            self._outbox.send,
-            gone=() if tier is None else tier.gone,
-        )
+        gone = () if tier is None else tier.gone
+        cleared = self._children.cleared
+        self._tiers = TierDesk(self._life, cleared, self._outbox.send, gone=gone)
         self._spawner = Spawner(config, runtime, self._children, self._gateways, self._memory)
+        rollout = Rollout() if kept is None else kept.rollout
         self._desk = OperatorDesk(
             config,
             self._life,
             self._children,
-            Outside(apply=self._apply_wish, tell=self._tell_dispatcher, answer=self._reply),
-            tiers=self._tiers,
+            Outside(self._apply_wish, self._tell_dispatcher, self._reply, self._tiers),
+            rollout=rollout,
             started_s=self._started_s,
         )
-        rollout = Rollout() if kept is None else kept.rollout
         self._changes = Changes(
             self._life, rollout, apply=self._apply_wish, tell=self._tell_dispatcher
         )
@@ -202,6 +201,7 @@ class Supervisor:
             case SpawnProcess(name=name, generation=generation):
                 self._in_background(self._spawn(self._life.slots[name], generation))
             case TerminateProcess(generation=generation):
+                self._watch.ending(generation)
                 self._children.send(generation, signal.SIGTERM)
             case KillProcess(generation=generation):
                 self._watch.killed(generation)

@@ -47,12 +47,20 @@ class Watch:
         """Take note that a process was sent SIGKILL."""
         self._liveness.killed(generation)
 
+    def ending(self, generation: Generation) -> None:
+        """Take note that a process was told to end, for which it has its own time."""
+        self._liveness.ending(generation)
+
     def gone(self, generation: Generation) -> None:
         """Stop watching a process that has ended."""
         self._children.pop(generation, None)
         if (view := self._views.pop(generation, None)) is not None:
             view.close()
         self._liveness.gone(generation)
+
+    def busy_s(self, generation: Generation) -> float:
+        """Return for how long a process has computed, or waited for a CPU, since it was born."""
+        return self._liveness.busy_s(generation)
 
     def heard(self, message: control.Message) -> None:
         """Take a heartbeat; anything else says nothing of progress."""

@@ -158,20 +158,24 @@ class SharedMemoryPool:
 
     def copy(self, runs: Sequence[CopyRun]) -> None:
         """Copy ``runs``; other threads run meanwhile, since each copy lets go of the GIL."""
-        for run in runs:
+        source_bytes, destination_bytes = self._memory.num_bytes, self._destination_bytes
+        for source, destination, length in runs:
             if (
-                min(run) < 0
-                or run.source + run.length > self._memory.num_bytes
-                or run.destination + run.length > self._destination_bytes
+                source < 0
+                or destination < 0
+                or length < 0
+                or source + length > source_bytes
+                or destination + length > destination_bytes
             ):
+                run = CopyRun(source, destination, length)
                 text = (
-                    f"{run} is not inside pools of {self._memory.num_bytes} and "
-                    f"{self._destination_bytes} bytes; recompute the prompt"
+                    f"{run} is not inside pools of {source_bytes} and {destination_bytes} bytes; "
+                    "recompute the prompt"
                 )
                 raise PeerError(text)
-        source, destination = self._memory.address, self._destination
-        for run in runs:
-            ctypes.memmove(destination + run.destination, source + run.source, run.length)
+        memmove, theirs, ours = ctypes.memmove, self._memory.address, self._destination
+        for source, destination, length in runs:
+            memmove(ours + destination, theirs + source, length)
 
     def is_current(self) -> bool:
         """Return whether the owner still has the pool."""

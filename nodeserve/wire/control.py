@@ -277,6 +277,8 @@ class StatusReply(_Message, frozen=True, kw_only=True):
     detail: str | None = None
     simulate: str | None = None
     kv: KvTierStatus | None = None
+    reloading: tuple[str, ...] = ()
+    reload_halted: str | None = None
 
 
 class DrainRequest(_Message, frozen=True, kw_only=True):
@@ -300,10 +302,11 @@ class RestartRequest(_Message, frozen=True, kw_only=True):
 
 
 class RoleRequest(_Message, frozen=True, kw_only=True):
-    """Change a worker's role."""
+    """Change a worker's role; with ``force`` also that of the last one that decodes or prefills."""
 
     worker: str
     role: Role
+    force: bool = False
 
 
 class ReloadRequest(_Message, frozen=True, kw_only=True):

@@ -14,6 +14,9 @@ STOP, LENGTH, ABORTED, ERROR = range(4)
 FINISH_NAMES: Final = ("stop", "length", "abort", "error", "repetition")
 """Source: vllm/v1/engine/__init__.py, FinishReason."""
 
+_REST: Final = 2
+"""Where an output's fields begin that are neither its request's id nor tokens."""
+
 
 class Handoff(msgspec.Struct, frozen=True):
     """What lets a decode leg read a prefill leg's KV; ``params`` go on as they came."""
@@ -49,9 +52,16 @@ class OutputCodec:
             self.events: Final = output["events"]
             self.kv_transfer_params: Final = output["kv_transfer_params"]
             self.prefill_stats: Final = output["prefill_stats"]
+            stop_reason = output["stop_reason"]
         except KeyError as error:
             text = f"vLLM {fields.vllm_version} outputs lack {error}; not supported"
             raise ValueError(text) from error
+        tokens = {self.request_id, self.new_token_ids}
+        if tokens != set(range(_REST)):
+            text = f"vLLM {fields.vllm_version} outputs do not begin with id and tokens"
+            raise ValueError(f"{text}; not supported")
+        self._beginning: Final = frozenset(tokens | {self.prefill_stats, self.events})
+        self._end: Final = frozenset(tokens | {self.finish_reason, stop_reason})
 
     def decode(self, frame: bytes) -> list[Any]:
         """Return one step's message: a list that holds at least engine index and outputs.
@@ -102,6 +112,47 @@ class OutputCodec:
             text = f"kv_transfer_params {params!r:.200} are not a handoff: {error}"
             raise ValueError(text) from error
 
+    def is_plain(self, output: list[Any]) -> bool:
+        """Return whether an output has nothing but tokens, and ends nothing."""
+        if len(output) > _REST and (any(output[_REST:]) or self._ends(output)):
+            return False
+        return type(output[self.new_token_ids]) is list
+
+    def is_mere_end(self, output: list[Any]) -> bool:
+        """Return whether an output has nothing but tokens and says that they are the last ones.
+
+        One without a token is none: a front end drops the last token of a request that stopped
+        (``stop_terminated`` in vllm/v1/engine/detokenizer.py), and all that come with a failure.
+        """
+        tokens = output[self.new_token_ids]
+        if type(tokens) is not list or not tokens or not self._ends(output):
+            return False
+        return output[self.finish_reason] in {STOP, LENGTH} and _says_only(output, self._end)
+
+    def may_grow(self, output: list[Any]) -> bool:
+        """Return whether later tokens of the request may be added to this output.
+
+        Not to what belongs to single tokens, such as log probabilities; but what tells of a
+        request's beginning does not mind.
+        """
+        if self._ends(output) or type(output[self.new_token_ids]) is not list:
+            return False
+        return _says_only(output, self._beginning)
+
+    def join_end(self, output: list[Any], end: list[Any]) -> None:
+        """Let an output that may grow have what a mere end of the same request has."""
+        output[self.new_token_ids] += end[self.new_token_ids]
+        for index in self._end - self._beginning:
+            self.put(output, index, self.field(end, index))
+
+    def says_the_same(self, message: list[Any], other: list[Any]) -> bool:
+        """Return whether what two messages say of all their outputs is the same.
+
+        That is their weight version and wave; everything before is merged or made anew.
+        """
+        first = self.finished_requests + 1
+        return message[first:] == other[first:]
+
     def finish(self, wire_id: str, reason: int) -> list[Any]:
         """Return an output that ends a request and carries no token."""
         output: list[Any] = []
@@ -128,6 +179,16 @@ class OutputCodec:
         value = None if failure is not None else [None, result]
         self.put(message, self.utility_output, [call_id, failure, value])
         return message
+
+    def _ends(self, output: list[Any]) -> bool:
+        return len(output) > self.finish_reason and output[self.finish_reason] is not None
+
+
+def _says_only(output: list[Any], indexes: frozenset[int]) -> bool:
+    """Return whether all other fields have their default values, which are nil and zero."""
+    if not any(output[_REST:]):
+        return True
+    return not any(value for index, value in enumerate(output) if index not in indexes)
 
 
 def events_of(value: object) -> list[dict[str, Any]]:

@@ -62,7 +62,8 @@ class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
     """Where one finished request ran, for `nodeserve chat`, the demo and the access log.
 
     ``request_id`` is the id on the gateway's wire: the client's id, perhaps with a suffix.
-    Times are in ms since the request reached the dispatcher.
+    Times are in ms since the request reached the dispatcher. ``exit_code`` goes with ``error`` as
+    in a CommandReply.
     """
 
     request_id: str
@@ -79,6 +80,7 @@ class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
     ttft_ms: float = 0.0
     total_ms: float = 0.0
     resumed: int = 0
+    exit_code: int = 0
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):

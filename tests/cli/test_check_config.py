@@ -1,3 +1,5 @@
+import pytest
+
 from tests.gateway.weightless_model import write_model
 
 
@@ -21,3 +23,39 @@ def test_everything_that_is_wrong_is_said_with_its_key(run, tmp_path):
     assert result.exit_code == 78
     assert "max_queued_requests is 0" in result.output
     assert "modell" in result.output
+
+
+@pytest.fixture
+def four(tmp_path):
+    """A file for a machine with four GPUs, to be completed by a role."""
+    model = write_model(tmp_path / "model")
+    file = tmp_path / "node.toml"
+
+    def write(role):
+        workers = f'[[workers]]\nrole = "{role}"\ngpus = [0, 1, 2, 3]\ntp = 2\n'
+        file.write_text(f'model = "{model}"\nsocket = "/run/x/a.sock"\n{workers}')
+        return file
+
+    return write
+
+
+def test_a_file_for_gpus_is_checked_where_there_are_none(run, four):
+    file = four("aggregated")
+    assert run("check-config", file).exit_code == 78
+    result = run("check-config", file, "--gpus", 4)
+    assert result.output == f"{file} can be served: 2 workers behind /run/x/a.sock\n"
+    result = run("check-config", file, "--gpus", 3)
+    assert result.exit_code == 78
+    assert "gpus[3] is 3, this node has GPUs 0 to 2" in result.output
+
+
+def test_what_gpus_cannot_do_in_this_release_is_refused_and_simulated_ones_can(run, four):
+    file = four("decode")
+    result = run("check-config", file, "--gpus", 4)
+    assert result.exit_code == 78
+    assert "cannot be handed over in this release" in result.output
+    assert run("check-config", file, "--simulate", "4xh100-sxm").exit_code == 0
+
+
+def test_a_machine_is_real_or_simulated(run, four):
+    assert run("check-config", four("decode"), "--gpus", 4, "--simulate", "4xa").exit_code == 2

@@ -8,6 +8,7 @@ from nodeserve.cli.connection import ask, find_node
 from nodeserve.config.paths import find_socket
 from nodeserve.errors import CapacityError, InvariantError, PeerError, RequestError
 from nodeserve.wire import control
+from tests.cli.conftest import a_status
 
 
 def test_the_default_node_is_where_serve_puts_it():
@@ -70,3 +71,24 @@ def test_what_is_no_socket_is_said_so(tmp_path, name, what):
     (tmp_path / "file").touch()
     with pytest.raises(PeerError, match=f"is {what} and no socket; give --socket the path"):
         ask(find_node(str(tmp_path / name), None), control.StatusRequest(), control.StatusReply)
+
+
+@pytest.fixture
+def second(tmp_path):
+    with sockets.socket(sockets.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "batch.sock"))
+        listening.listen()
+        yield tmp_path / "batch.sock"
+
+
+def test_another_socket_of_a_node_beside_it_finds_that_node(daemon, second):
+    daemon.answers = [a_status(listeners=(str(daemon.socket), str(second)))]
+    node = find_node(str(second), None)
+    assert (node.socket, node.runtime_dir) == (second, daemon.inside)
+    assert ask(node, control.StatusRequest(), control.StatusReply).state == "ready"
+
+
+def test_a_socket_of_no_node_in_sight_says_where_commands_go(daemon, second):
+    daemon.answers = [a_status()]
+    with pytest.raises(PeerError, match=r"takes requests, and no commands.*--runtime-dir"):
+        ask(find_node(str(second), None), control.StatusRequest(), control.StatusReply)

@@ -52,6 +52,14 @@ def test_a_degraded_node_says_why():
     assert lines[1] == "degraded: no worker decodes"
 
 
+def test_a_reload_that_goes_on_or_was_given_up_is_shown():
+    assert not any(line.startswith("reload") for line in to_text(a_status()).splitlines())
+    lines = to_text(a_status(reloading=("decode-0", "decode-1"))).splitlines()
+    assert lines[1] == "reload: decode-0, decode-1 to go"
+    lines = to_text(a_status(reload_halted="decode-0")).splitlines()
+    assert lines[1] == "reload: given up, decode-0 did not come back; the rest is as before"
+
+
 def test_a_simulated_node_says_so():
     shown = to_text(a_status(simulate="8xh100-sxm"))
     assert "model /models/tiny, simulates 8xh100-sxm" in shown

@@ -1,4 +1,4 @@
-"""A node whose one answer is under way."""
+"""A node whose one answer is under way, and what a client sees of it."""
 
 from nodeserve.wire.kinds import Role
 from tests.dispatcher.fakes import FakeEngine, FakeGateway, FakeNode, output
@@ -13,3 +13,12 @@ async def stream(node: FakeNode) -> tuple[FakeEngine, FakeGateway, str]:
     engine.say(output(leg_id, [1]))
     await gateway.outputs()
     return engine, gateway, leg_id
+
+
+async def tokens(gateway: FakeGateway, count: int) -> list[int]:
+    """Return the next tokens of the one stream, in however many outputs they come."""
+    seen: list[int] = []
+    while len(seen) < count:
+        for row in await gateway.outputs():
+            seen += row[1]
+    return seen

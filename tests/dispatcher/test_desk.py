@@ -200,10 +200,12 @@ def test_abort_forgets_at_once_and_reaches_the_leg(at: Setting) -> None:
 
 
 def test_failed_request_ends_with_an_error(at: Setting) -> None:
-    at.add("a", FailRequest(FIRST, "no room"))
+    at.add("a", FailRequest(FIRST, "no room", 75))
     ((index, (row,), *_),) = at.outside.messages
     assert (index, row[:2], of(row, "finish_reason")) == (0, ["a", []], 3)
     assert at.gateway.requests == {}
+    (trace,) = at.desk.traces.recent
+    assert (trace.error, trace.exit_code) == ("no room", 75)
 
 
 def test_other_commands_go_where_they_belong(at: Setting) -> None:

@@ -6,6 +6,7 @@ from nodeserve.wire import control
 from nodeserve.wire.engine_outputs import ERROR
 from nodeserve.wire.kinds import Role
 from tests.dispatcher.fakes import FakeEngine, FakeNode, of, output, pair, running_node
+from tests.dispatcher.streaming import tokens
 
 
 def listeners(status) -> dict[str, tuple[int, ...]]:
@@ -90,8 +91,7 @@ async def test_gpu_time_is_charged_for_what_was_really_produced(tmp_path: Path) 
         gateway.add("b", list(range(10)), max_tokens=100)
         leg_id, _ = await engine.leg()
         engine.say(output(leg_id, [1, 2]))
-        await gateway.outputs()
-        await gateway.outputs()
+        assert await tokens(gateway, 6) == [1, 2, 3, 4, 1, 2]
         gateway.abort("b")
         ended = await node.status_with(lambda s: s.aborted_requests == 1)
         assert ended.listeners[0].gpu_s == 50 + 10 + 10 * 2

@@ -97,7 +97,7 @@ def test_restarts_and_changes_of_role_in_the_middle_of_everything_lose_nothing(
                 [
                     RestartRequest(worker=worker),
                     RestartRequest(worker=worker, immediately=True),
-                    RoleRequest(worker=worker, role=chosen.choice(list(Role))),
+                    RoleRequest(worker=worker, role=chosen.choice(list(Role)), force=True),
                 ]
             )
             assert node.command(wish).error is None

@@ -266,3 +266,16 @@ def test_calls_without_an_answer_are_bounded(joined, monkeypatch):
     assert joined.reserve("api", KEYS, b"") is not None
     assert joined.lookup("api", KEYS, disk_s=0.0) is None
     assert joined.reserve("api", KEYS, b"") is None
+
+
+def test_an_answer_that_is_about_to_come_is_waited_for_once(joined, manager):
+    lookup = joined.lookup("api", KEYS, disk_s=0.0)
+    manager.heard()
+    joined.wait(lookup)
+    assert not lookup.answered
+    manager.say(KvFound(call_id=1, slots=join_slots([5, 6])))
+    assert joined._socket.poll(WAIT_MS)
+    joined.wait(lookup)
+    assert not lookup.answered  # from here on only polls take it
+    joined.poll()
+    assert lookup.answered

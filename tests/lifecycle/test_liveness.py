@@ -194,12 +194,32 @@ def test_a_killed_process_that_ends_in_time_is_not(watched):
         assert watched.look() == []
 
 
+def test_a_process_that_was_told_to_end_may_fall_silent_and_is_held_only_when_killed(watched):
+    watched.beat(num_requests=1)
+    watched.liveness.ending(ME)
+    assert watched.until_judged(beats=False, at_most_s=200.0) == (None, 200.0)
+    assert watched.until_judged(beats=False, at_most_s=5.0, is_stopped=True) == (None, 5.0)
+    watched.liveness.killed(ME)
+    found, _ = watched.until_judged(beats=False)
+    assert isinstance(found, Held)
+    watched.liveness.ending(Generation(99))
+
+
 def test_what_is_heard_of_a_process_that_is_gone_changes_nothing(watched):
     watched.liveness.gone(ME)
     watched.beat(num_requests=1)
     watched.liveness.killed(ME)
     assert not watched.liveness.is_quiet(ME)
     assert watched.look(is_stopped=True) == []
+
+
+def test_time_in_which_a_process_computes_or_waits_for_a_cpu_is_counted(watched):
+    for _ in range(5):
+        watched.look()
+        watched.look(cores=0.5)
+        watched.look(is_runnable=True)
+    assert watched.liveness.busy_s(ME) == pytest.approx(10 * LOOK_S)
+    assert watched.liveness.busy_s(Generation(99)) == 0.0
 
 
 def test_only_one_that_is_late_is_looked_at_closely(watched):

@@ -73,7 +73,7 @@ def test_a_drained_worker_can_be_started_again(node):
 def test_a_role_change_re_initialises_nothing_and_survives_a_restart(node):
     node.up()
     generation = node.generation("decode-0")
-    commands = node.tell(RoleAsked("decode-0", Role.PREFILL))
+    commands = node.tell(RoleAsked("decode-0", Role.PREFILL, force=True))
     assert told(commands) == [SetWorkerRole(generation=generation, role=Role.PREFILL)]
     assert len(commands) == 1
     node.exits("decode-0")
@@ -89,6 +89,20 @@ def test_a_role_that_the_engine_cannot_take_is_refused_and_changes_nothing(node)
         node.tell(RoleAsked("decode-0", Role.PREFILL))
     assert node.life.slots["decode-0"].role is Role.DECODE
     assert len(told(node.tell(RoleAsked("decode-0", Role.AGGREGATED)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("worker", "role", "does"),
+    [("decode-0", Role.PREFILL, "decodes"), ("prefill-0", Role.DECODE, "prefills")],
+)
+def test_a_role_is_not_taken_from_its_last_worker_unless_forced(node, worker, role, does):
+    node.up()
+    with pytest.raises(RequestError, match=f"{worker} is the last one that {does}.* --force"):
+        node.tell(RoleAsked(worker, role))
+    assert told(node.tell(RoleAsked(worker, Role.AGGREGATED))) != []
+    other = "decode-0" if worker == "prefill-0" else "prefill-0"
+    assert told(node.tell(RoleAsked(other, role))) != []
+    assert node.life.state == "ready"
 
 
 def test_a_worker_that_does_not_exist_is_refused_with_the_names_that_do(node):

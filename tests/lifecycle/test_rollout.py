@@ -125,3 +125,29 @@ def test_a_slot_knows_its_new_plan_before_it_is_started_again():
     node.steps()
     assert node.slots["gateway-api"].plan is heavy
     assert isinstance(node.slots["gateway-api"], Slot)
+
+
+def test_what_is_left_is_who_leaves_who_starts_anew_and_who_comes():
+    node = Node(LIGHT, A, B, GATEWAY)
+    node.head_for(LIGHT, A, C, GATEWAY, restarts=["w-a", "gateway-api"])
+    assert node.rollout.left(node.slots) == ["w-b", "w-a", "gateway-api", "w-c"]
+    node.steps()
+    node.slots["w-b"].life.phase = Phase.DOWN
+    node.steps()
+    assert node.rollout.left(node.slots) == ["w-a", "gateway-api", "w-c"]
+    node.slots["w-c"].life.phase = Phase.READY
+    node.comes_back("w-a")
+    node.steps()
+    assert node.rollout.left(node.slots) == ["gateway-api"]
+    node.comes_back("gateway-api")
+    node.steps()
+    assert node.rollout.left(node.slots) == []
+
+
+def test_nobody_waits_for_who_comes_and_fails():
+    node = Node(LIGHT, A)
+    node.head_for(LIGHT, A, B)
+    node.steps()
+    assert node.rollout.left(node.slots) == ["w-b"]
+    node.slots["w-b"].life.phase = Phase.BACKOFF
+    assert node.rollout.left(node.slots) == []

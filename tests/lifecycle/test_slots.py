@@ -2,7 +2,7 @@
 
 import pytest
 
-from nodeserve.errors import CapacityError, InvariantError
+from nodeserve.errors import CapacityError, InvariantError, RequestError
 from nodeserve.ids import MAX_GENERATION, Generation
 from nodeserve.lifecycle import process
 from nodeserve.lifecycle.messages import SpawnProcess
@@ -54,3 +54,23 @@ def test_what_a_fork_server_must_make_waits_for_it() -> None:
     assert not slots.can_fork(slots.by_name["dispatcher"])
     slots.by_name["forkserver"].life.phase = Phase.READY
     assert slots.can_fork(slots.by_name["dispatcher"])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("gateway-api", "gateway-api is no worker, `nodeserve restart gateway-api` renews it"),
+        ("supervisor", "the supervisor is no worker, `nodeserve reload` renews it"),
+        ("decode-9", "worker decode-9 does not exist"),
+    ],
+)
+def test_who_asks_for_a_worker_that_is_none_is_told_what_to_do(name: str, says: str) -> None:
+    gateway = SlotPlan("gateway-api", ProcessKind.GATEWAY, "forkserver")
+    slots = Slots.planned([*PLANS, gateway, SlotPlan("decode-0", ProcessKind.WORKER)])
+    with pytest.raises(RequestError, match=f"^{says}; the workers of this node are decode-0$"):
+        slots.worker(name)
+
+
+def test_who_would_restart_the_supervisor_is_told_to_reload() -> None:
+    with pytest.raises(RequestError, match="`nodeserve reload` renews it, and ends nothing else"):
+        Slots.planned(PLANS).named("supervisor")

@@ -9,6 +9,7 @@ from nodeserve.router.cost import (
     choose_decode,
     choose_prefill,
     choose_whole,
+    decode_share,
     place,
     uncached_tokens,
 )
@@ -143,6 +144,46 @@ def test_a_mostly_cached_prompt_counts_as_short():
     p, d = worker(1, Role.PREFILL), worker(2, Role.DECODE)
     placed = where(LONG, [p, d], {Generation(2): 99}, local_prefill_tokens=16)
     assert placed == Placement(LegKind.WHOLE, d)
+
+
+def test_a_busy_worker_keeps_those_whose_prefix_it_has_only_as_long_as_that_pays():
+    p, having, idle = worker(1, Role.PREFILL), worker(2, Role.DECODE), worker(3, Role.DECODE)
+    cached = {Generation(2): 99}
+    share = decode_share(LONG)
+    for _ in range((1600 + HANDOFF_TOKENS - 16) // share):
+        load(having)
+        placed = where(LONG, [p, having, idle], cached, local_prefill_tokens=16)
+        assert placed == Placement(LegKind.WHOLE, having)
+    load(having)
+    placed = where(LONG, [p, having, idle], cached, local_prefill_tokens=16)
+    assert placed == Placement(LegKind.PREFILL, p, idle)
+
+
+def test_a_prefix_that_the_prefill_worker_has_too_holds_nobody_on_a_busy_decode_worker():
+    p, having, idle = worker(1, Role.PREFILL), load(worker(2, Role.DECODE)), worker(3, Role.DECODE)
+    for _ in range(HANDOFF_TOKENS // decode_share(LONG) + 1):
+        load(having)
+    cached = {Generation(1): 99, Generation(2): 99}
+    placed = where(LONG, [p, having, idle], cached, local_prefill_tokens=16)
+    assert placed == Placement(LegKind.PREFILL, p, idle)
+
+
+def test_a_prompt_that_is_short_everywhere_stays_local_however_busy_that_is():
+    p = worker(1, Role.PREFILL)
+    decoders = [load(worker(n, Role.DECODE), tokens=9000) for n in (2, 3)]
+    load(decoders[0])
+    placed = where(LONG, [p, *decoders], local_prefill_tokens=1600)
+    assert placed == Placement(LegKind.WHOLE, decoders[1])
+
+
+def test_an_aggregated_worker_computes_a_prefix_again_when_that_costs_less_than_the_company():
+    having, idle = worker(1), worker(2)
+    cached = {Generation(1): 10}
+    short_answer = RequestArrived(RequestId("short"), prompt_tokens=1600, max_tokens=1)
+    long_answer = RequestArrived(RequestId("long"), prompt_tokens=1600, max_tokens=4000)
+    load(having)
+    assert taken(choose_whole(short_answer, [having, idle], cached)) is having
+    assert taken(choose_whole(long_answer, [having, idle], cached)) is idle
 
 
 def test_a_short_prompt_does_not_run_ahead_of_its_decode_worker():

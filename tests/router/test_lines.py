@@ -1,5 +1,6 @@
 """Claims about who waits, who may pass whom, and who is started when room is freed."""
 
+from nodeserve.errors import CapacityError
 from nodeserve.ids import LeaseId, LegId, RequestId
 from nodeserve.router.messages import (
     FailRequest,
@@ -61,6 +62,7 @@ def test_a_full_queue_refuses_with_the_numbers(talk_with):
         R,
         "request r1 was not taken: 2 requests wait already, no more may; try again later or raise"
         " max_queued_requests",
+        CapacityError.exit_code,
     )
     assert talk.router.queued_count == 2
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from nodeserve.errors import CapacityError
 from nodeserve.ids import LegId, RequestId
 from nodeserve.router.messages import (
     FailRequest,
@@ -46,6 +47,7 @@ def test_a_listeners_own_limits_hold_where_the_node_has_room(talk):
         RequestId("b2"),
         "request b2 was not taken: 1 requests of listener batch wait already, no more may; try"
         " again later or raise its max_queued_requests",
+        CapacityError.exit_code,
     )
     assert started(talk(arrived("c0", listener="chat"))) == ["c0"]
     assert started(talk(LegFinished(LegId("b0.1"), 3))) == ["b1"]
@@ -95,6 +97,7 @@ def test_who_waits_past_the_deadline_is_failed_and_the_next_one_gets_its_own(tal
         RequestId("c0"),
         "request c0 was not taken: it has waited 5 s to start, longer than listener chat lets"
         " requests wait; try again later or raise its queue_timeout_s",
+        CapacityError.exit_code,
     )
     assert wake == WakeAt(7.0)
     assert talk(TimeElapsed(), 6.9) == [WakeAt(7.0)]

@@ -43,7 +43,7 @@ EVENTS: dict[type[FlowEvent], FlowEvent] = {
     WholePlaced: WholePlaced(D),
     DecodePlaced: DecodePlaced(D),
     MovePlaced: MovePlaced(D2),
-    Refused: Refused("no room"),
+    Refused: Refused("no room", 75),
     HandoffGranted: HandoffGranted(LEASE),
     HandoffGivenUp: HandoffGivenUp(),
     FirstOutputSeen: FirstOutputSeen(),
@@ -58,7 +58,7 @@ WAY_TO: dict[Phase, list[FlowEvent]] = {
     Phase.HANDOFF: [PrefillPlaced(P), HandoffGranted(LEASE)],
     Phase.DECODE: [PrefillPlaced(P), HandoffGranted(LEASE), DecodePlaced(D)],
     Phase.DONE: [WholePlaced(D), LegEnded()],
-    Phase.FAILED: [Refused("no room")],
+    Phase.FAILED: [Refused("no room", 75)],
     Phase.ABORTED: [PrefillPlaced(P), AbortRequested()],
 }
 

@@ -1,5 +1,6 @@
 """Claims about prompts that fit into some workers only, or into none."""
 
+from nodeserve.errors import RequestError
 from nodeserve.ids import Generation, LeaseId, LegId, RequestId
 from nodeserve.router.messages import (
     FailRequest,
@@ -36,7 +37,7 @@ def refused(tokens: int, needs: int, has: int) -> list[FailRequest]:
         f"request r1 was not taken: its prompt of {tokens} tokens needs {needs} KV blocks, the"
         f" largest worker has {has} of 16 tokens; shorten the prompt or give workers more KV memory"
     )
-    return [FailRequest(R, reason)]
+    return [FailRequest(R, reason, RequestError.exit_code)]
 
 
 def test_a_prompt_larger_than_every_worker_is_refused_at_once_with_the_numbers(talk):

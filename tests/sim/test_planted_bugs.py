@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from nodeserve.dispatcher.desk import RequestDesk
+from nodeserve.dispatcher.joins import Joins
 from nodeserve.dispatcher.service import Dispatcher
 from nodeserve.dispatcher.utilities import Utilities
 from nodeserve.dispatcher.worker_link import WorkerTable
@@ -18,6 +19,7 @@ from nodeserve.router.worker_view import WorkerView
 from nodeserve.sim.faults import plan_of
 from nodeserve.sim.run import describe, run, shortest
 from nodeserve.wire.engine_core import RequestCodec
+from nodeserve.wire.engine_outputs import OutputCodec
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -135,6 +137,19 @@ def waiting_time_is_never_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(FairQueue, "expire", lambda self, *, now_s: [])
 
 
+def outputs_join_what_was_posted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Joins, "clear", lambda self: None)
+
+
+def joined_end_forgets_its_tokens(patch: pytest.MonkeyPatch) -> None:
+    sound = OutputCodec.join_end
+
+    def join_end(self, output, end):
+        sound(self, output, [end[0], [], *end[2:]])
+
+    patch.setattr(OutputCodec, "join_end", join_end)
+
+
 @dataclass(frozen=True)
 class Planted:
     """A bug, the rule that it breaks, and within how many seeds that must show."""
@@ -159,6 +174,8 @@ BUGS = [
     Planted(freed_room_is_not_offered_after_a_loss, "nothing waits for ever", 100),
     Planted(gateway_waits_for_both_roles, "nothing waits for ever", 100),
     Planted(waiting_time_is_never_up, "nothing waits for ever", 100),
+    Planted(outputs_join_what_was_posted, "tokens are contiguous", 100),
+    Planted(joined_end_forgets_its_tokens, "an answer is whole", 100),
 ]
 
 

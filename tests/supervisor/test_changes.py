@@ -54,7 +54,7 @@ def test_a_step_that_fails_is_logged_and_the_next_is_taken(caplog):
     office = Office()
     workers = (Worker(name="decode-0", role=Role.AGGREGATED),)
     office.reload(workers=workers, speedup=2.0)
-    assert office.applied[0] == RoleAsked("decode-0", Role.AGGREGATED)
+    assert office.applied[0] == RoleAsked("decode-0", Role.AGGREGATED, force=True)
     assert office.applied[-1] == RestartAsked("decode-0", immediately=False)
     assert "configuration_step_failed it cannot" in caplog.messages
 

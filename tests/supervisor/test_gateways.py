@@ -76,6 +76,39 @@ def test_a_gateway_is_ready_when_it_answers_and_sick_when_it_stops(tmp_path, mon
     asyncio.run(body())
 
 
+@pytest.mark.parametrize(("busy", "probes"), [(False, 3), (True, 9)])
+def test_a_gateway_that_computes_may_leave_more_probes_waiting(tmp_path, monkeypatch, busy, probes):
+    monkeypatch.setattr(gateways, "PROBE_EVERY_S", 0.01)
+    monkeypatch.setattr(gateways, "PROBE_DEADLINE_S", 0.02)
+    asked = []
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        asked.append(writer)
+        if len(asked) == 1:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            writer.close()
+
+    async def body():
+        heard = asyncio.Queue()
+        clock = asyncio.get_running_loop()
+        held = Gateways(
+            config(tmp_path), heard.put_nowait, {}, busy_s=lambda _: clock.time() if busy else 0.0
+        )
+        server = await asyncio.start_unix_server(answer, sock=held._sockets["api"].socket.dup())
+        held.begin_probing("gateway-api", Generation(4))
+        async with asyncio.timeout(10):
+            assert await heard.get() == ProcessReady(Generation(4))
+            assert isinstance(await heard.get(), ProcessSick)
+        assert len(asked) == 1 + probes
+        for writer in asked:
+            writer.close()
+        server.close()
+        held.close()
+
+    asyncio.run(body())
+
+
 def test_a_gateway_is_not_sick_because_its_sockets_file_is_gone(tmp_path, monkeypatch):
     monkeypatch.setattr(gateways, "PROBE_EVERY_S", 0.01)
     asked = asyncio.Event()

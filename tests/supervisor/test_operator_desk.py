@@ -10,6 +10,7 @@ from nodeserve.gateway.launch import counts_path
 from nodeserve.lifecycle.messages import NodeStarted, ProcessReady
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Exited, Phase, StopRequested
+from nodeserve.lifecycle.rollout import Rollout
 from nodeserve.lifecycle.shutdown import Patience
 from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor import operator_desk
@@ -59,14 +60,21 @@ class Office:
         self.life = NodeLife(slot_plans(CONFIG), Patience())
         self.applied, self.told, self.replies = [], [], asyncio.Queue()
         self.refuse = None
+        self.tiers = Tiers()
         outside = Outside(
+            tiers=self.tiers,
             apply=self.apply,
             tell=self.told.append,
             answer=lambda identity, reply: self.replies.put_nowait(reply),
         )
-        self.tiers = Tiers()
+        self.rollout = Rollout()
         self.desk = OperatorDesk(
-            CONFIG, self.life, NoChildren(), outside, tiers=self.tiers, started_s=0.0
+            CONFIG,
+            self.life,
+            NoChildren(),
+            outside,
+            rollout=self.rollout,
+            started_s=0.0,
         )
         self.life.handle(NodeStarted(), now_s=0.0)
         for name in ("forkserver", "dispatcher"):

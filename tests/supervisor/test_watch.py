@@ -106,6 +106,13 @@ def test_a_process_that_falls_silent_is_reported(watched, name, beat):
     assert "has said nothing" in event.cause
 
 
+def test_a_dispatcher_that_closes_its_sockets_for_long_is_not_called_stuck(watched):
+    with watched.child("dispatcher", 3):
+        watched.watch.heard(DispatcherHeartbeat(generation=3, next_s=0.5))
+        watched.watch.ending(Generation(3))
+        assert watched.look(times=40) == []
+
+
 def test_a_process_that_beats_is_left_alone(watched):
     with watched.child("decode-0", 3):
         for steps in range(200):

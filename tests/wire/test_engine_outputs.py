@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from nodeserve.wire.codec import encode
-from nodeserve.wire.engine_outputs import ERROR, Handoff, OutputCodec
+from nodeserve.wire.engine_outputs import ERROR, LENGTH, STOP, Handoff, OutputCodec
 from tests.dispatcher.fakes import FIELDS, of, output
 from tests.wire.test_engine_core import HOSTILE
 
@@ -65,3 +65,34 @@ def test_what_is_no_handoff_is_a_value_error(codec: OutputCodec, params: object)
 def test_unknown_version_without_a_needed_field_is_refused() -> None:
     with pytest.raises(ValueError, match="lack 'finish_reason'"):
         OutputCodec(msgspec.structs.replace(FIELDS, output=("request_id", "new_token_ids")))
+
+
+def test_version_whose_outputs_begin_otherwise_is_refused() -> None:
+    first, second, *rest = FIELDS.output
+    for begin in ((first, "new", second), ("new", first, second)):
+        with pytest.raises(ValueError, match="do not begin with id and tokens"):
+            OutputCodec(msgspec.structs.replace(FIELDS, output=(*begin, *rest)))
+
+
+@pytest.mark.parametrize("name", FIELDS.output[2:])
+def test_output_is_plain_that_has_only_tokens(codec: OutputCodec, name: str) -> None:
+    assert codec.is_plain(["a", [1]])
+    assert codec.is_plain(output("a", []))
+    assert not codec.is_plain(output("a", [1], **{name: 1}))
+
+
+@pytest.mark.parametrize("name", FIELDS.output[2:])
+def test_only_what_tells_of_the_beginning_may_grow(codec: OutputCodec, name: str) -> None:
+    may_grow = name in {"prefill_stats", "events"}
+    assert codec.may_grow(output("a", [1], **{name: 1})) == may_grow
+
+
+@pytest.mark.parametrize("reason", range(5))
+def test_mere_end_has_tokens_and_is_no_failure(codec: OutputCodec, reason: int) -> None:
+    end = output("a", [1], finish_reason=reason, stop_reason=7)
+    assert codec.is_mere_end(end) == (reason in {STOP, LENGTH})
+    assert not codec.is_plain(end)
+    assert not codec.may_grow(end)
+    assert not codec.is_mere_end(output("a", [], finish_reason=reason))
+    assert not codec.is_mere_end(output("a", [1], finish_reason=reason, new_logprobs=[1]))
+    assert not codec.is_mere_end(output("a", [1]))

@@ -151,6 +151,7 @@ class TierScheduler:
         if lookup is None:
             return 0
         self.client.poll()
+        self.client.wait(lookup)
         if not lookup.answered:
             return None
         end = num_computed // self._block_size

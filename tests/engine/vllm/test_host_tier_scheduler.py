@@ -43,6 +43,9 @@ class FakeClient:
     def poll(self):
         pass
 
+    def wait(self, lookup):
+        pass
+
     def lookup(self, listener, keys, *, disk_s):
         if not self.is_there:
             return None
