@@ -225,11 +225,12 @@ class DiskLog:
 
     def next_job(self) -> Job | None:
         """Return what is to be done with the files now, if anything; ask again after each."""
-        for segment in [s for s in self._ended.values() if not s.is_busy]:
-            if segment.phase is Phase.CLEARED:
-                return Remove(segment.number)
-            del self._segments[segment.number], self._ended[segment.number]
-            self._spare.append(segment.number)
+        removal = self.next_removal()
+        if removal is not None:
+            return removal
+        for number in [number for number, s in self._ended.items() if not s.is_busy]:
+            del self._segments[number], self._ended[number]
+            self._spare.append(number)
         if self._ready is not None:
             return None
         if self._spare:
@@ -239,6 +240,13 @@ class DiskLog:
         if self._foreign:
             return self._prepare(self._foreign.pop())
         return self._evict_oldest()
+
+    def next_removal(self) -> Remove | None:
+        """Return the next file to remove, if any: that job alone is to be done before the end."""
+        for number, segment in self._ended.items():
+            if segment.phase is Phase.CLEARED and not segment.is_busy:
+                return Remove(number)
+        return None
 
     def prepared(self, number: int) -> None:
         """The file of segment ``number`` is there, and empty."""

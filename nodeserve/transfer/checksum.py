@@ -1,6 +1,7 @@
 """CRC32C of memory by its address, at the speed of the processor and without the GIL."""
 
 import ctypes
+import mmap
 from typing import Final
 
 import crc32c
@@ -19,3 +20,8 @@ def memory_at(address: int, num_bytes: int) -> ctypes.Array[ctypes.c_char]:
 def crc32c_at(address: int, num_bytes: int) -> int:
     """Return the CRC32C (Castagnoli, RFC 3720) of memory; other threads run meanwhile."""
     return crc32c.crc32c(memory_at(address, num_bytes), 0, _LET_GO_OF_THE_GIL)
+
+
+def address_of(buffer: mmap.mmap | memoryview) -> int:
+    """Return where a writable buffer lies; the caller keeps it alive meanwhile."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))

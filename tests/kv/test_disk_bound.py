@@ -31,7 +31,7 @@ def test_small_bounds_get_small_segments(max_bytes, segment_bytes) -> None:
 def test_a_bound_for_less_than_four_segments_is_refused_with_the_least_that_will_do() -> None:
     with pytest.raises(ConfigError, match="hold 0 segments of 65536 bytes, 4 are the least"):
         plan_log("d", 100_000)
-    with pytest.raises(ConfigError, match="allow [0-9]+ bytes or more") as caught:
+    with pytest.raises(ConfigError, match=r"allow [0-9]+ bytes or more") as caught:
         plan_log("d", 1 << 20, 1 << 20)
     least = int(str(caught.value).split("allow ")[1].split()[0])
     assert plan_log("d", least, 1 << 20).max_segments == MIN_SEGMENTS
