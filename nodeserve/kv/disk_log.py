@@ -173,7 +173,7 @@ class DiskLog:
 
     def commit_moved(self, key: bytes, old: Place, place: Place) -> bool:
         """As ``commit``, of a record that was at ``old``; False also where it was forgotten."""
-        if self._index.get(key) == old.pack():
+        if self.is_at(key, old):
             return self.commit(key, place)
         self.abandon(place)
         return False
@@ -181,6 +181,10 @@ class DiskLog:
     def abandon(self, place: Place) -> None:
         """The record at ``place`` will not be written, or not whole."""
         self._segments[place.segment].writing.remove(place.offset)
+
+    def is_at(self, key: bytes, place: Place) -> bool:
+        """Return whether the block is at this very place."""
+        return self._index.get(key) == place.pack()
 
     def begin_read(self, key: bytes) -> Place | None:
         """Return where the block is and keep its file as it is until ``end_read``; None: gone."""
@@ -199,7 +203,7 @@ class DiskLog:
 
     def drop(self, key: bytes, place: Place) -> None:
         """The record at ``place`` turned out not to be whole."""
-        if self._index.get(key) == place.pack():
+        if self.is_at(key, place):
             del self._index[key]
 
     def forget(self, keys: Iterable[bytes]) -> None:
@@ -309,7 +313,7 @@ class DiskLog:
         return Evict(victim.number, hot)
 
     def _worth_keeping(self, victim: Segment) -> Iterator[tuple[bytes, Place]]:
-        live = [item for item in victim.records() if self._index.get(item[0]) == item[1].pack()]
+        live = [item for item in victim.records() if self.is_at(*item)]
         read = [item for item in live if item[1].offset in victim.num_reads]
         read.sort(key=lambda item: victim.num_reads[item[1].offset], reverse=True)
         budget = self._reinsert_bytes
@@ -323,6 +327,6 @@ class DiskLog:
             self._evict(key, place)
 
     def _evict(self, key: bytes, place: Place) -> None:
-        if self._index.get(key) == place.pack():
+        if self.is_at(key, place):
             del self._index[key]
             self.num_evicted += 1

@@ -30,6 +30,7 @@ class Transfer:
     done: Done
 
 
+Reads = Sequence[tuple[Transfer, Place]]
 Batch = Sequence[tuple[Transfer, Reservation]]
 
 
@@ -176,8 +177,11 @@ class Desk:
 
     # ------------------------------------------------------------------ readers
 
-    def take_read(self) -> tuple[Transfer, Place] | None:
-        """Wait for a read; None means that there will be none."""
+    def take_reads(self) -> Reads | None:
+        """Wait for reads and return some that lie behind one another in a segment.
+
+        None means that there will be none.
+        """
         while True:
             with self._lock:
                 while not self._reads:
@@ -187,25 +191,31 @@ class Desk:
                 read = self._reads.popleft()
                 place = self._log.begin_read(read.key)
                 if place is not None:
-                    self._num_reading += 1
-                    return read, place
+                    batch = [(read, place)]
+                    self._add_reads_behind(batch)
+                    self._num_reading += len(batch)
+                    return batch
                 self.misses["evicted"] += 1
             tell([read], ok=False)
 
-    def end_read(self, read: Transfer, place: Place, fault: str, busy_s: float) -> None:
-        """A read is over; ``fault`` is what was wrong with the record, or nothing."""
+    def end_reads(self, batch: Reads, faults: Sequence[str], busy_s: float) -> None:
+        """Reads are over; each one's fault is what was wrong with the record, or nothing."""
+        found: list[Transfer] = []
+        missed: list[Transfer] = []
         with self._lock:
-            self._num_reading -= 1
+            self._num_reading -= len(batch)
             self.busy_s["read"] += busy_s
-            self._log.end_read(place)
-            if fault:
-                self.misses[fault] += 1
-                self._log.drop(read.key, place)
-            else:
-                self.counts["found"] += 1
-                self.counts["read_bytes"] += read.length
+            for (read, place), fault in zip(batch, faults, strict=True):
+                self._log.end_read(place)
+                (missed if fault else found).append(read)
+                if fault:
+                    self.misses[fault] += 1
+                    self._log.drop(read.key, place)
+            self.counts["found"] += len(found)
+            self.counts["read_bytes"] += sum(read.length for read in found)
             self._upkeep_if_waiting()
-        tell([read], ok=not fault)
+        tell(found, ok=True)
+        tell(missed, ok=False)
 
     # ------------------------------------------------------------------ writers
 
@@ -289,6 +299,21 @@ class Desk:
                 self.counts["reinserted"] += 1
 
     # ------------------------------------------------------------------ inside
+
+    def _add_reads_behind(self, batch: list[tuple[Transfer, Place]]) -> None:
+        """Add what waits next, as long as it is next on disk and the other readers get theirs."""
+        read, place = batch[0]
+        num_bytes = read.length
+        most = -(-len(self._reads) // self._options.num_readers)
+        while self._reads and len(batch) < most and record_bytes(read.length) == place.num_bytes:
+            read = self._reads[0]
+            num_bytes += read.length
+            at = Place(place.segment, place.offset + place.num_bytes, record_bytes(read.length))
+            if num_bytes > self._options.read_batch_bytes or not self._log.is_at(read.key, at):
+                return
+            place = at
+            self._log.begin_read(read.key)
+            batch.append((self._reads.popleft(), place))
 
     def _next_job(self) -> Job | None:
         if self.off_reason:

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 class DiskOptions:
     """All per directory. ``segment_bytes`` None is chosen by the bound.
 
-    Readers and writers are threads; each has one call to the disk under way, which reads one
-    record or writes up to ``batch_records`` of them or ``batch_bytes``. Queues hold what waits and
+    Readers and writers are threads; each has one call to the disk under way. It writes up to
+    ``batch_records`` or ``batch_bytes``, or reads records that lie behind one another, of up to
+    ``read_batch_bytes``; one record always. Queues hold what waits and
     what is under way.
     """
 
     segment_bytes: int | None = None
     num_readers: int = 4
-    num_writers: int = 2
+    num_writers: int = 4
     batch_records: int = 32
     batch_bytes: int = 4 << 20
+    read_batch_bytes: int = 1 << 20
     max_queued_reads: int = 1024
     max_queued_writes: int = 128
     checkpoint_interval_s: float = 60.0

@@ -24,7 +24,7 @@ from nodeserve.kv.disk_record import (
 )
 from nodeserve.kv.disk_segment import Place
 from nodeserve.transfer.checksum import address_of, crc32c_at, memory_at
-from nodeserve.transfer.disk_desk import Batch, Desk
+from nodeserve.transfer.disk_desk import Batch, Desk, Reads, Transfer
 from nodeserve.transfer.disk_files import Buffer, DirectoryFiles
 from nodeserve.transfer.disk_options import DiskOptions
 from nodeserve.transfer.disk_recover import CHECKPOINT, segment_name
@@ -45,21 +45,19 @@ class Workplace:
 
 def read_loop(place: Workplace) -> None:
     """Read records until there will be no more reads."""
-    page = mmap.mmap(-1, PAGE_BYTES)
-    reader = _RecordReader(place, page)
-    while (taken := place.desk.take_read()) is not None:
-        read, where = taken
+    pages = memoryview(mmap.mmap(-1, _most_reads(place.options) * PAGE_BYTES))
+    while (batch := place.desk.take_reads()) is not None:
         begun_s = place.clock.now_s()
-        fault = "off"
+        faults: Sequence[str] = ["off"] * len(batch)
         try:
-            fault = reader.fault_of(read.key, where, read.address, read.length)
+            faults = _read_batch(place, batch, pages)
         except OSError as error:
             _fail(place.desk, "reading", error)
         except Exception as error:  # noqa: BLE001 - a bug here costs the tier, never an answer
             _LOG.exception("disk_reader_failed directory=%s", place.desk.directory)
             place.desk.fail(f"reading: {error!r}")
         finally:
-            place.desk.end_read(read, where, fault, place.clock.now_s() - begun_s)
+            place.desk.end_reads(batch, faults, place.clock.now_s() - begun_s)
 
 
 def write_loop(place: Workplace) -> None:
@@ -101,27 +99,35 @@ def upkeep_loop(place: Workplace) -> None:
         place.desk.fail(f"upkeep: {error!r}")
 
 
-class _RecordReader:
-    """Reads records and says what is wrong with them."""
+def _most_reads(options: DiskOptions) -> int:
+    return max(1, options.read_batch_bytes // PAGE_BYTES)
 
-    def __init__(self, place: Workplace, page: mmap.mmap) -> None:
-        self._place = place
-        self._page = page
 
-    def fault_of(self, key: bytes, where: Place, address: int, length: int) -> str:
-        """Read the record's payload to ``address``; return what is wrong, or nothing."""
-        if record_bytes(length) != where.num_bytes:
-            return "length"
-        buffers: Sequence[Buffer] = (self._page, memory_at(address, in_pages(length)))
-        name = segment_name(where.segment)
-        if self._place.files.read_pages(name, buffers, where.offset) < where.num_bytes:
-            return "truncated"
-        header = _believed(memoryview(self._page), self._place.namespace, key, where)
-        if header is None:
-            return "header"
-        if header.payload_bytes != length:
-            return "length"
-        return "" if crc32c_at(address, length) == header.payload_crc else "payload"
+def _read_batch(place: Workplace, batch: Reads, pages: memoryview) -> list[str]:
+    """Read payloads to where they are wanted; return what is wrong with each, or nothing."""
+    first = batch[0][1]
+    if record_bytes(batch[0][0].length) != first.num_bytes:
+        return ["length"]
+    headers = [pages[at * PAGE_BYTES : (at + 1) * PAGE_BYTES] for at in range(len(batch))]
+    buffers: list[Buffer] = []
+    for header, (read, _where) in zip(headers, batch, strict=True):
+        buffers += [header, memory_at(read.address, in_pages(read.length))]
+    num_bytes = place.files.read_pages(segment_name(first.segment), buffers, first.offset)
+    return [
+        "truncated"
+        if num_bytes < where.offset + where.num_bytes - first.offset
+        else _fault_of(header, place.namespace, read, where)
+        for header, (read, where) in zip(headers, batch, strict=True)
+    ]
+
+
+def _fault_of(page: memoryview, namespace: bytes, read: Transfer, where: Place) -> str:
+    header = _believed(page, namespace, read.key, where)
+    if header is None:
+        return "header"
+    if header.payload_bytes != read.length:
+        return "length"
+    return "" if crc32c_at(read.address, read.length) == header.payload_crc else "payload"
 
 
 def _believed(page: memoryview, namespace: bytes, key: bytes, where: Place) -> RecordHeader | None:

@@ -75,9 +75,9 @@ def test_reads_beyond_the_bound_are_refused_and_taken_again_when_there_is_room(d
     store(desk, 1)
     reads = [transfer(1) for _ in range(3)]
     assert [desk.read(read) for read in reads] == ["", "", "reads_full"]
-    read, place = desk.take_read()
+    batch = desk.take_reads()
     assert desk.read(reads[2]) == "reads_full"
-    desk.end_read(read, place, "", 0.5)
+    desk.end_reads(batch, [""], 0.5)
     assert reads[0].done.outcomes == [True]
     assert desk.read(reads[2]) == ""
 
@@ -105,13 +105,39 @@ def test_a_batch_lies_in_one_piece_of_one_segment(desk) -> None:
     assert places == [[(1, 0)], [(1, 12288)], [(1, 40960)], [(2, 0)]]
 
 
+def test_reads_behind_one_another_are_one_and_every_reader_gets_a_share(told) -> None:
+    options = DiskOptions(num_readers=2, read_batch_bytes=3 * LENGTH)
+    desk = Desk("d", DiskLog(LogShape(1 << 20, SEGMENT_BYTES, 4)), options, told)
+    do_jobs(desk)
+    for number in range(9):
+        store(desk, number)  # five to a segment
+    for numbers, batches in [
+        ([0], [[0]]),
+        ([0, 1], [[0], [1]]),
+        ([0, 1, 2, 3], [[0, 1], [2], [3]]),
+        ([0, 2, 4, 6, 8], [[0], [2], [4], [6], [8]]),
+        ([3, 4, 5, 6, 7, 8], [[3, 4], [5, 6], [7], [8]]),
+        ([0, 1, 2, 3, 4, 5, 6, 7], [[0, 1, 2], [3, 4], [5], [6], [7]]),
+    ]:
+        reads = [transfer(number) for number in numbers]
+        assert all(desk.read(read) == "" for read in reads)
+        taken = []
+        for _ in batches:
+            batch = desk.take_reads()
+            taken.append([read.key for read, _place in batch])
+            desk.end_reads(batch, [""] * len(batch), 0.5)
+        assert taken == [[key_of(number) for number in batch] for batch in batches]
+        assert all(read.done.outcomes == [True] for read in reads)
+    desk.log.check()
+
+
 def test_a_read_of_a_block_that_went_meanwhile_is_a_miss(desk) -> None:
     store(desk, 1)
     store(desk, 2)
     gone, there = transfer(1), transfer(2)
     assert (desk.read(gone), desk.read(there)) == ("", "")
     desk.forget([key_of(1)])
-    assert desk.take_read()[0] is there
+    assert desk.take_reads()[0][0] is there
     assert (gone.done.outcomes, desk.misses) == ([False], {"evicted": 1})
 
 
@@ -119,7 +145,7 @@ def test_a_faulty_record_is_a_miss_of_its_kind_and_known_no_more(desk) -> None:
     store(desk, 1)
     read = transfer(1)
     desk.read(read)
-    desk.end_read(*desk.take_read(), "payload", 0.5)
+    desk.end_reads(desk.take_reads(), ["payload"], 0.5)
     assert (read.done.outcomes, desk.misses) == ([False], {"payload": 1})
     assert not desk.knows(key_of(1))
 
@@ -137,7 +163,7 @@ def test_a_failed_directory_ends_everything_that_waits_and_says_so_once(desk, to
     assert (queued.done.outcomes, read.done.outcomes) == ([False], [False])
     desk.lose_writes(batch)
     assert under_way.done.outcomes == [False]
-    assert (desk.take_read(), desk.take_writes(), desk.is_upkept) == (None, None, False)
+    assert (desk.take_reads(), desk.take_writes(), desk.is_upkept) == (None, None, False)
     assert (desk.read(transfer(1)), desk.write(transfer(9))) == ("off", "off")
     assert (desk.num_queued, desk.pending_bytes, len(desk.log.index)) == ((0, 0), 0, 0)
 
@@ -157,7 +183,7 @@ def test_a_closing_desk_gives_out_what_waits_and_takes_nothing_in(desk) -> None:
     desk.close()
     assert desk.write(transfer(2)) == "off"
     desk.end_writes(desk.take_writes(), 0.5)
-    assert (desk.take_writes(), desk.take_read(), write.done.outcomes) == (None, None, [True])
+    assert (desk.take_writes(), desk.take_reads(), write.done.outcomes) == (None, None, [True])
     assert desk.is_upkept
     desk.end_upkeep()
     assert not desk.is_upkept
@@ -170,7 +196,7 @@ def test_abandoned_transfers_are_told_so(desk) -> None:
     desk.read(read)
     desk.abandon()
     assert (write.done.outcomes, read.done.outcomes) == ([False], [False])
-    assert (desk.take_writes(), desk.take_read()) == (None, None)
+    assert (desk.take_writes(), desk.take_reads()) == (None, None)
 
 
 def test_clear_drops_what_waits_and_what_is_under_way(desk) -> None:

@@ -1,6 +1,7 @@
 """The threads of a directory: what they find wrong, what they move, and what a fault ends."""
 
 import errno
+import itertools
 import threading
 
 import pytest
@@ -134,7 +135,7 @@ def test_a_segment_being_read_is_neither_renamed_nor_removed_under_the_reader(tm
     read = Call()
     assert driver.store.read(key_of(0), driver.slots.at(3), driver.length, read)
     assert gate.reached.wait(30)
-    numbers = iter(range(1, 1000))
+    numbers = itertools.count(1)
     while driver.store.stats().num_evicted < 1:
         # The writer may have to wait for the reader's segment: do not wait for it.
         driver.store.write(key_of(next(numbers)), driver.slots.at(0), driver.length, Call())
