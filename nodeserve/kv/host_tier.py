@@ -14,7 +14,7 @@ from nodeserve.kv.eviction import EvictionPolicy, Lru
 from nodeserve.kv.pinned_prefixes import PinnedPrefixes
 from nodeserve.kv.promotions import Promotions
 from nodeserve.kv.quarantine import Quarantine
-from nodeserve.kv.room import Room
+from nodeserve.kv.room import Room, tenant_of
 from nodeserve.kv.slot_table import DISK, NO_SLOT, FoundSlot, SlotPhase, SlotTable
 from nodeserve.kv.tier_counters import TierCounters
 from nodeserve.kv.tier_engine import Engine
@@ -163,7 +163,7 @@ class HostTier:
         Returns what to do and how many were evicted; fewer than ``most`` when none is left.
         """
         commands: list[Command] = []
-        tenant = None if listener is None else self.room.book(listener)[0]
+        tenant = None if listener is None else tenant_of(listener)
         return commands, self.room.clear(tenant, most, commands)
 
     def check(self) -> None:
