@@ -32,6 +32,7 @@ HEAVY: Final = "forkserver-vllm"
 
 LIGHT_MODULES: Final = (
     "nodeserve.dispatcher.main",
+    "nodeserve.block_manager.main",
     "nodeserve.worker.main",
     "nodeserve.engine.simulated.engine",
     "nodeserve.supervisor.exec_child",
