@@ -11,6 +11,7 @@ HEAVY = ("torch", "transformers", "vllm")
 @pytest.mark.parametrize(
     "module",
     [
+        "nodeserve.block_manager.main",
         "nodeserve.cli.main",
         "nodeserve.cli.serve",
         "nodeserve.cli.status",

@@ -4,6 +4,7 @@ import click
 import msgspec
 
 from nodeserve.cli.serve import installed_platform, require_roles, surroundings
+from nodeserve.cli.status import size
 from nodeserve.config.facts import Topology
 from nodeserve.config.load import Flags, load_config, simulated_topology
 from nodeserve.engine.vllm.environment import Platform
@@ -36,7 +37,8 @@ def command(file: str, gpus: int | None, simulate: str | None) -> None:
     for warning in config.warnings:
         click.echo(f"nodeserve: {warning}", err=True)
     where = ", ".join(listener.address for listener in config.listeners)
-    click.echo(f"{file} can be served: {len(config.workers)} workers behind {where}")
+    kept = "" if config.tiers is None else f", {size(config.tiers.host_bytes)} of KV in host memory"
+    click.echo(f"{file} can be served: {len(config.workers)} workers behind {where}{kept}")
 
 
 def machine_of(num_gpus: int) -> Topology:

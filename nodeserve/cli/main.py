@@ -3,7 +3,8 @@
 import errno
 import importlib
 import traceback
-from typing import Final
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 import click
 from click.shell_completion import CompletionItem
@@ -21,6 +22,7 @@ COMMANDS: Final = {
     "restart": "Start a worker, or another process, anew.",
     "reload": "Read the configuration again and renew the supervisor.",
     "role": "Change what a worker is used for.",
+    "kv": "Show what is kept of KV below the GPUs; clear, pin, replay.",
     "install": "Make nodeserve a service of systemd.",
     "uninstall": "Take the service away again.",
     "check-config": "Say what is wrong with a configuration file.",
@@ -32,30 +34,38 @@ text."""
 
 
 class LazyGroup(click.Group):
-    """Imports a subcommand when it is used, and turns deliberate errors into exit codes."""
+    """Imports a subcommand when it is used, and turns deliberate errors into exit codes.
+
+    Attributes:
+        known: Its subcommands, with their texts.
+        module: Where each of them is, as ``command``.
+    """
+
+    known: ClassVar[Mapping[str, str]] = COMMANDS
+    module: ClassVar[str] = "nodeserve.cli.{}"
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
         """Return the names in the order of the help."""
-        return list(COMMANDS)
+        return list(self.known)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import one subcommand."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.known:
             return None
-        module = importlib.import_module(f"nodeserve.cli.{cmd_name.replace('-', '_')}")
+        module = importlib.import_module(self.module.format(cmd_name.replace("-", "_")))
         command: click.Command = module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the subcommands without importing any."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl(list(self.known.items()))
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete a subcommand's name without importing any."""
         names = [
             CompletionItem(name, help=text)
-            for name, text in COMMANDS.items()
+            for name, text in self.known.items()
             if name.startswith(incomplete)
         ]
         return [*names, *click.Command.shell_complete(self, ctx, incomplete)]

@@ -17,6 +17,8 @@ from nodeserve.config.layout import Wish
 from nodeserve.config.load import Flags, Surroundings, load_config
 from nodeserve.config.node import GatewayKind, NodeConfig
 from nodeserve.config.show import to_toml
+from nodeserve.config.tiers import TierWish
+from nodeserve.device.memory import read_memory
 from nodeserve.device.topology import read_topology
 from nodeserve.engine.vllm import environment
 from nodeserve.engine.vllm.environment import Platform
@@ -73,6 +75,8 @@ class ServeCommand(click.Command):
     metavar="NAME",
     help="What clients call the model; may be repeated.",
 )
+@click.option("--kv-host", metavar="SIZE", help="Keep KV in host memory too: 64GiB, or 50%.")
+@click.option("--kv-disk", metavar="DIR[,DIR]:SIZE", help="And below that on disk.")
 @click.option("--simulate", metavar="SYSTEM", help="Simulate the GPUs of, say, 8xh100-sxm.")
 @click.option("--speedup", type=float, metavar="X", help="Simulate X times as fast; or inf.")
 @click.option("--check", is_flag=True, help="Print the whole configuration as TOML, and exit.")
@@ -107,8 +111,9 @@ def command(ctx: click.Context, /, **given: object) -> None:
 def flags_from(given: dict[str, object], vllm_args: tuple[str, ...]) -> Flags:
     """Return click's values as Flags."""
     wish = msgspec.convert({n: given[n] for n in Wish.__struct_fields__}, Wish)
+    tiers = msgspec.convert({"host": given["kv_host"], "disk": given["kv_disk"]}, TierWish)
     own = {n: given[n] for n in Flags.__struct_fields__ if n in given}
-    return msgspec.convert({**own, "wish": wish, "vllm_args": vllm_args}, Flags)
+    return msgspec.convert({**own, "wish": wish, "tiers": tiers, "vllm_args": vllm_args}, Flags)
 
 
 def surroundings() -> Surroundings:
@@ -117,6 +122,7 @@ def surroundings() -> Surroundings:
         environ=os.environ,
         uid=os.getuid(),
         topology=lambda: usable(read_topology(), installed_platform()),
+        memory=read_memory,
         simulated_gpus=tuple(GPUS),
     )
 

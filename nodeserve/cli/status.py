@@ -9,6 +9,7 @@ import msgspec
 from nodeserve.cli.connection import ask, find_node, node_options
 from nodeserve.wire.control import DispatcherStatus, StatusReply, StatusRequest
 from nodeserve.wire.kinds import ProcessKind
+from nodeserve.wire.kv_control import KvTierStatus
 from nodeserve.wire.status import ListenerLoad, ProcessStatus, Quantiles
 
 _HEADINGS: Final = (
@@ -39,15 +40,15 @@ def command(as_json: bool, socket: str | None, runtime_dir: str | None) -> None:
 
 def to_json(reply: StatusReply) -> str:
     """Return the status as docs/status.md describes it: every field, also those at defaults."""
-    return msgspec.json.format(msgspec.json.encode(_plain(reply)), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(plain(reply)), indent=2).decode()
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Return structs as maps of all their fields; the tag of a message is left out."""
     if isinstance(value, msgspec.Struct):
-        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
@@ -77,6 +78,8 @@ def to_text(reply: StatusReply) -> str:
         if len(reply.requests.listeners) > 1:
             rows = [_listener_row(listener) for listener in reply.requests.listeners]
             lines += ["", *table(_LISTENER_HEADINGS, rows)]
+    if reply.kv is not None:
+        lines += ["", *tiers(reply.kv)]
     return "\n".join(lines)
 
 
@@ -134,6 +137,19 @@ def _requests(status: DispatcherStatus) -> list[str]:
             f"{handoffs.leased} held, {size(handoffs.bytes)}, {quantiles(handoffs.latency)}"
         ),
     ]
+
+
+def tiers(status: KvTierStatus) -> list[str]:
+    """Return a line for each tier below the GPUs, and for each engine that may not use them."""
+    lines = []
+    for tier in status.tiers:
+        asked = tier.hits + tier.misses
+        rate = f"{tier.hits / asked:.0%} of {asked} blocks found" if asked else "nothing asked for"
+        off = f", switched off: {tier.failure}" if tier.failure else ""
+        room = f"{size(tier.used_bytes)} of {size(tier.capacity_bytes)}"
+        lines.append(f"KV {tier.name:<7}{room}, {rate}, {tier.evictions} evicted{off}")
+    refused = status.refused_engines.items()
+    return lines + [f"generation {number} uses no tier: {why}" for number, why in refused]
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

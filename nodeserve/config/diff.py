@@ -26,6 +26,10 @@ _OF_ENGINES_ALONE: Final = frozenset(
 )
 """Engine arguments that no front end looks at; from the others it has its limits."""
 
+_STARTED: Final = "started"
+_ENDED: Final = "ended"
+RESTARTED: Final = "restarted"
+
 _IN_FILE: Final = {
     "served_model_names": "served_model_name",
     "drain_deadline_s": "drain.deadline_s",
@@ -41,6 +45,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         roles: Workers that are used for something else, without being initialised again.
         listeners_added, listeners_removed, listeners_restarted: Listeners by name; those that
             restart keep their socket.
+        block_manager: What becomes of it, ``started``, ``ended`` or ``restarted``; None where it
+            goes on or there is none. Who uses the tiers begins or ends to with its own restart.
         additions_wait: Whether a worker that is added needs what one that is removed has.
     """
 
@@ -52,12 +58,15 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     listeners_added: tuple[str, ...] = ()
     listeners_removed: tuple[str, ...] = ()
     listeners_restarted: tuple[str, ...] = ()
+    block_manager: str | None = None
     additions_wait: bool = False
 
     def lines(self) -> list[str]:
         """Return the steps for people, in the order in which they are taken."""
         said = [f"at once: {what}" for what in self.live]
         said += [f"worker {name}: used for {role} from now on" for name, role in self.roles.items()]
+        if self.block_manager is not None:
+            said.append(f"block manager: {self.block_manager}")
         said += [f"listener {name}: opened, with its own gateway" for name in self.listeners_added]
         said += [f"worker {name}: drained, then ended" for name in self.removed]
         said += [f"worker {name}: started" for name in self.added]
@@ -97,7 +106,10 @@ def _change(old: NodeConfig, new: NodeConfig) -> Change:
     stay = [name for name in after if name in before]
     removed = tuple(name for name in before if name not in after)
     added = tuple(name for name in after if name not in before)
-    all_anew = any(getattr(old, key) != getattr(new, key) for key in _OF_EVERY_WORKER)
+    manager = _block_manager(old, new)
+    all_anew = manager in (_STARTED, _ENDED) or any(
+        getattr(old, key) != getattr(new, key) for key in _OF_EVERY_WORKER
+    )
     freed = {place for name in removed for place in _place(before[name])}
     same = {listener.name for listener in old.listeners}
     wanted = {listener.name for listener in new.listeners}
@@ -117,8 +129,17 @@ def _change(old: NodeConfig, new: NodeConfig) -> Change:
             for a, b in _of_both(old.listeners, new.listeners)
             if other_limits or any(getattr(a, part) != getattr(b, part) for part in _OF_THE_GATEWAY)
         ),
+        block_manager=manager,
         additions_wait=any(place in freed for name in added for place in _place(after[name])),
     )
+
+
+def _block_manager(old: NodeConfig, new: NodeConfig) -> str | None:
+    """Return what becomes of the block manager; its memory outlives a restart, unless resized."""
+    if old.tiers is None or new.tiers is None:
+        return None if old.tiers is new.tiers else _STARTED if old.tiers is None else _ENDED
+    same = old.tiers == new.tiers and old.kv_quotas == new.kv_quotas
+    return None if same else RESTARTED
 
 
 def _named(old: Iterable[Worker], new: Iterable[Worker]) -> tuple[Worker, ...]:

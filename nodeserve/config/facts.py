@@ -21,6 +21,13 @@ class Cpu(msgspec.Struct, frozen=True, kw_only=True):
     numa_node: int = 0
 
 
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What this process can have of the machine's memory, and what of it is free at present."""
+
+    total_bytes: int
+    available_bytes: int
+
+
 class Topology(msgspec.Struct, frozen=True, kw_only=True):
     """The GPUs and CPUs of the node.
 

@@ -96,6 +96,7 @@ def _resolve(
         ),
         args={**table.args, **defaults.args},
         tenant=_tenant(table, key, problems),
+        kv_host_share=table.kv_host_share,
     )
     if table.listen is None:
         return msgspec.structs.replace(listener, socket=_absolute(table.socket or defaults.socket))

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from nodeserve.config import paths
-from nodeserve.config.facts import Cpu, Gpu, ModelFacts, Topology
+from nodeserve.config.facts import Cpu, Gpu, Memory, ModelFacts, Topology
 from nodeserve.config.features import ON_COMMAND_LINE, refuse_args, refuse_model
 from nodeserve.config.layout import Wish, place_workers, whole_wish, wished_tables
 from nodeserve.config.listeners import ListenerDefaults, resolve_listeners
@@ -27,6 +27,7 @@ from nodeserve.config.node import (
 from nodeserve.config.problems import COMMAND_LINE, Problems, nearest
 from nodeserve.config.read import read_struct
 from nodeserve.config.schema import FileConfig, ListenerTable
+from nodeserve.config.tiers import TierWish, check_users, resolve_tiers
 from nodeserve.config.vllm_args import check_args, parse_command_line, split_parts
 from nodeserve.errors import ConfigError
 from nodeserve.wire.kinds import Role
@@ -57,19 +58,21 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
     gateway: GatewayKind | None = None
     simulate: str | None = None
     speedup: float | None = None
+    tiers: TierWish = TierWish()
     vllm_args: tuple[str, ...] = ()
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """What a configuration is checked against.
 
-    ``topology`` is asked only when real engines run. ``simulated_gpus`` are the GPUs whose
-    step times are known, such as ``h100-sxm``.
+    ``topology`` is asked only when real engines run, ``memory`` only where there is a host tier.
+    ``simulated_gpus`` are the GPUs whose step times are known, such as ``h100-sxm``.
     """
 
     environ: Mapping[str, str]
     uid: int
     topology: Callable[[], Topology]
+    memory: Callable[[], Memory]
     simulated_gpus: tuple[str, ...]
 
 
@@ -95,6 +98,8 @@ def load_config(flags: Flags, around: Surroundings) -> NodeConfig:
         shared = {**file.engine.args, **engine_extra}
         refuse_model(model, shared, problems)
     listeners = _listeners(flags, file, front_end_extra, around, problems)
+    tiers = resolve_tiers(file.kv, flags.tiers, around.memory, problems)
+    check_users(tiers, listeners, workers, problems)
     runtime_dir = _runtime_dir(file, listeners, around, problems)
     _check_numbers(file, problems)
     _check_names(flags, file, problems)
@@ -116,6 +121,7 @@ def load_config(flags: Flags, around: Surroundings) -> NodeConfig:
         liveness=LivenessSettings(**msgspec.structs.asdict(file.liveness)),
         simulate=simulate,
         speedup=speedup,
+        tiers=tiers,
         warnings=tuple(problems.warnings),
     )
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import msgspec
 
 from nodeserve.wire.kinds import Role
-from nodeserve.wire.spawn import KvSpec, TenantSpec
+from nodeserve.wire.spawn import DiskTierSpec, KvSpec, TenantSpec
 
 ArgValue: TypeAlias = bool | int | float | str | list[object] | dict[str, object] | None
 """A value of a vLLM argument."""
@@ -36,6 +36,8 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
             of the service manager. None asks for no key.
         args: Arguments of vLLM's front end by their Python names.
         tenant: What its requests may take of the node.
+        kv_host_share: How much of the host tier its blocks may fill, above 0 and at most 1; None
+            sets no bound.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     api_key_file: str | None = None
     args: dict[str, ArgValue] = {}
     tenant: TenantSpec = TenantSpec()
+    kv_host_share: float | None = None
 
     @property
     def address(self) -> str:
@@ -74,6 +77,20 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     gpu_uuids: tuple[str, ...] = ()
     cpus: tuple[int, ...] = ()
     args: dict[str, ArgValue] = {}
+
+
+class TierSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where KV is kept below the GPUs.
+
+    Attributes:
+        host_bytes: Size of the tier in host memory.
+        disk: The tier below it; None for none.
+        log_path: File for every look-up, store and eviction; None keeps none.
+    """
+
+    host_bytes: int
+    disk: DiskTierSpec | None = None
+    log_path: str | None = None
 
 
 class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +134,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
         liveness: When a process that exists counts as dead.
         simulate: A system such as ``8xh100-sxm``; None runs vLLM.
         speedup: Divides simulated step times; ``inf`` makes them zero.
+        tiers: Where KV is kept below the GPUs; None where it is not.
         warnings: What the operator should look at, though the node can start.
     """
 
@@ -131,4 +149,11 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     liveness: LivenessSettings = LivenessSettings()
     simulate: str | None = None
     speedup: float = 1.0
+    tiers: TierSettings | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def kv_quotas(self) -> dict[str, float]:
+        """Which share of the host tier each listener may fill; who has no bound is not in it."""
+        shares = ((listener.name, listener.kv_host_share) for listener in self.listeners)
+        return {name: share for name, share in shares if share is not None}

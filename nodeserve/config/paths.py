@@ -1,5 +1,6 @@
 """Where sockets and the runtime directory go when nobody says, and whether they fit."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Mapping
@@ -55,6 +56,28 @@ def find_socket(environ: Mapping[str, str], uid: int, *, service: Path = SERVICE
     """Return where a client looks when nobody says: the user's own node, else the machine's."""
     own = default_socket(environ, uid)
     return service if service.exists() and not own.exists() else own
+
+
+def state_directory(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> Path:
+    """Return where the node keeps what is worth keeping over restarts; makes it if need be.
+
+    Systemd's, the machine's or the user's; where none of them can be had, below ``runtime_dir``,
+    which a clean end removes.
+    """
+    from_systemd = environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if from_systemd:
+        wanted = Path(from_systemd)
+    elif uid == 0:
+        wanted = Path("/var/lib/nodeserve")
+    else:
+        home = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME", "~"), ".local", "state")
+        wanted = Path(home).expanduser() / "nodeserve"
+    for path in (wanted, runtime_dir / "state"):
+        with contextlib.suppress(OSError):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.access(path, os.W_OK | os.X_OK):
+                return path
+    return runtime_dir
 
 
 def internals_of(socket: Path) -> Path:

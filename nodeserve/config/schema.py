@@ -40,6 +40,7 @@ class ListenerTable(_Table, frozen=True):
     max_running_requests: int | None = None
     max_queued_requests: int | None = None
     queue_timeout_s: float = 600.0
+    kv_host_share: float | None = None
     args: dict[str, ArgValue] = {}
 
 
@@ -49,11 +50,27 @@ class EngineTable(_Table, frozen=True):
     args: dict[str, ArgValue] = {}
 
 
+class KvHostTable(_Table, frozen=True):
+    """``[kv.host]``: the tier in host memory that all workers share."""
+
+    size: int | str
+
+
+class KvDiskTable(_Table, frozen=True):
+    """``[kv.disk]``: the tier below it."""
+
+    directories: tuple[str, ...]
+    size: int | str
+
+
 class KvTable(_Table, frozen=True):
-    """``[kv]``: how KV is handed over."""
+    """``[kv]``: how KV is handed over, and where it is kept below the GPUs."""
 
     async_load: bool = True
     lease_ttl_s: float = 60.0
+    log: str | None = None
+    host: KvHostTable | None = None
+    disk: KvDiskTable | None = None
 
 
 class RouterTable(_Table, frozen=True):

@@ -31,10 +31,7 @@ def to_toml(config: NodeConfig) -> str:
     tables += [("[[workers]]", _worker(worker)) for worker in config.workers]
     tables += [("[[listener]]", _listener(listener)) for listener in config.listeners]
     tables += [
-        (
-            "[kv]",
-            {"async_load": config.kv.async_load, "lease_ttl_s": config.kv.lease_ttl_s},
-        ),
+        *_kv(config),
         (
             "[router]",
             {
@@ -48,6 +45,19 @@ def to_toml(config: NodeConfig) -> str:
     if config.simulate is not None:
         tables.append(("[simulate]", {"system": config.simulate, "speedup": config.speedup}))
     return "\n".join(_table(head, values) for head, values in tables)
+
+
+def _kv(config: NodeConfig) -> list[tuple[str, Mapping[str, object]]]:
+    kv, tiers = config.kv, config.tiers
+    log_path = None if tiers is None else tiers.log_path
+    own = {"async_load": kv.async_load, "lease_ttl_s": kv.lease_ttl_s, "log": log_path}
+    tables: list[tuple[str, Mapping[str, object]]] = [("[kv]", own)]
+    if tiers is not None:
+        tables.append(("[kv.host]", {"size": tiers.host_bytes}))
+        if (disk := tiers.disk) is not None:
+            held = {"directories": disk.directories, "size": disk.max_bytes}
+            tables.append(("[kv.disk]", held))
+    return tables
 
 
 def _worker(worker: Worker) -> dict[str, object]:
@@ -71,6 +81,7 @@ def _listener(listener: Listener) -> dict[str, object]:
         "group": listener.group,
         "api_key_file": listener.api_key_file,
         **msgspec.structs.asdict(listener.tenant),
+        "kv_host_share": listener.kv_host_share,
         "args": listener.args or None,
     }
 

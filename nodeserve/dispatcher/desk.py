@@ -34,7 +34,7 @@ from nodeserve.router.messages import (
 )
 from nodeserve.wire.codec import encode
 from nodeserve.wire.control import NodeDrained, WorkerDrained
-from nodeserve.wire.engine_core import ABORT, ADD, AddRequest, decode_abort
+from nodeserve.wire.engine_core import ABORT, ADD, AddRequest, decode_abort, name_listener
 from nodeserve.wire.engine_outputs import ERROR
 
 _LOG: Final = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class RequestDesk:
     Attributes:
         legs: By the ids that engines know; the hot path looks in here.
         codecs: Set when the first worker is attached; no gateway speaks before that.
+        names_listeners: Whether engines are told which listener a request came through.
         workers: The attached workers.
         traces: What is counted and remembered.
         clock: What all of the dispatcher takes the time from.
@@ -97,6 +98,7 @@ class RequestDesk:
         self.codecs: Codecs | None = None
         self.block_size = 1
         self.max_model_len = 1
+        self.names_listeners = False
         self._router = router
         self.workers = workers
         self._utilities = utilities
@@ -142,6 +144,8 @@ class RequestDesk:
             # What it names was stripped: no engine holds anything for it, or would answer.
             self.traces.counters.rejected_frames += 1
             return
+        if self.names_listeners:
+            name_listener(add, gateway.listener)
         running = gateway.requests.get(add.wire_id)
         if running is not None:
             self._continue(running, add, frames[1:])

@@ -80,6 +80,7 @@ class Dispatcher:
         self.desk = RequestDesk(
             self.router, self.workers, self.utilities, self.traces, clock, outside=self
         )
+        self.desk.names_listeners = spec.names_listeners
         self.steps = Steps(self.desk, self._gateways, self.utilities, self.push)
         self._outputs = ports.outputs(self.steps.take, self.steps.flush)
 
@@ -311,13 +312,21 @@ class Dispatcher:
                 if gateway is not None:
                     self._end_gateway(gateway, "the supervisor said so")
             case control.DrainNode() | control.SetRouting():
-                self.desk.tell(_of_the_node(message))
+                self._obey_for_node(message)
             case control.SayAgain():
                 self._reports.say_again()
             case control.ReportStatus():
                 self._control.send(self._status(message.call_id))
             case _:
                 self.traces.counters.rejected_frames += 1
+
+    def _obey_for_node(self, message: control.DrainNode | control.SetRouting) -> None:
+        if isinstance(message, control.DrainNode):
+            self.desk.tell(NodeDraining())
+            return
+        self.desk.names_listeners = message.names_listeners
+        routing = SettingsChanged(message.local_prefill_tokens, message.max_queued_requests)
+        self.desk.tell(routing)
 
     def _attach_gateway(self, message: control.AttachGateway) -> None:
         if message.generation not in self._gateways:
@@ -381,9 +390,3 @@ def _listener(message: control.AttachGateway) -> ListenerChanged:
         max_queued=tenant.max_queued_requests,
         queue_timeout_s=tenant.queue_timeout_s if math.isfinite(tenant.queue_timeout_s) else None,
     )
-
-
-def _of_the_node(message: control.DrainNode | control.SetRouting) -> NodeDraining | SettingsChanged:
-    if isinstance(message, control.DrainNode):
-        return NodeDraining()
-    return SettingsChanged(message.local_prefill_tokens, message.max_queued_requests)

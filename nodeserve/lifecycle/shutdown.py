@@ -13,6 +13,7 @@ from nodeserve.wire.kinds import ProcessKind
 STOP_ORDER: Final = (
     frozenset({ProcessKind.GATEWAY}),
     frozenset({ProcessKind.WORKER, ProcessKind.DISPATCHER}),
+    frozenset({ProcessKind.BLOCK_MANAGER}),
     frozenset({ProcessKind.FORKSERVER}),
 )
 

@@ -37,13 +37,19 @@ _OVERHEAD_MS: Final = 1.5
 _HANDOFF_SETUP_S: Final = 0.020
 """Orchestration of one tuned handoff, beside the bytes."""
 
+_HOST_SETUP_S: Final = 0.000_050
+"""One batch of copies between a GPU and host memory: launches and the look at its end."""
+
+_HOST_SHARE: Final = 0.8
+"""Of a pinned copy at PCIe's full speed, with blocks of some hundred KiB."""
+
 _HANDOFF_SHARE: Final = 1 / 3
 """Of NVLink's one-way peak: 150 of 450 GB/s on H100, by tuned connectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuSpec:
-    """Data sheet of one GPU; FLOP/s are dense, NVLink is one way.
+    """Data sheet of one GPU; FLOP/s are dense, NVLink is one way, and so is PCIe to the host.
 
     ``fp8_flops`` equals ``bf16_flops`` where the hardware has no FP8.
     """
@@ -53,10 +59,11 @@ class GpuSpec:
     bf16_flops: float
     fp8_flops: float
     link_bytes_per_s: float
+    host_bytes_per_s: float = 55e9
 
 
 GPUS: Final[Mapping[str, GpuSpec]] = {
-    "a100-sxm": GpuSpec(85_900_000_000, 2.039e12, 312e12, 312e12, 300e9),
+    "a100-sxm": GpuSpec(85_900_000_000, 2.039e12, 312e12, 312e12, 300e9, 25e9),
     "h100-sxm": GpuSpec(85_900_000_000, 3.35e12, 989e12, 1979e12, 450e9),
     "h200-sxm": GpuSpec(151_000_000_000, 4.8e12, 989e12, 1979e12, 450e9),
     "b200-sxm": GpuSpec(192_000_000_000, 8.0e12, 2250e12, 4500e12, 900e9),
@@ -98,6 +105,11 @@ def gpu_spec(gpu: str) -> GpuSpec:
 def handoff_link(gpu: GpuSpec) -> Link:
     """Return what pulls KV from one such GPU to another over NVLink."""
     return Link(setup_s=_HANDOFF_SETUP_S, bytes_per_s=gpu.link_bytes_per_s * _HANDOFF_SHARE)
+
+
+def host_link(gpu: GpuSpec) -> Link:
+    """Return what moves KV between one such GPU and host memory over PCIe."""
+    return Link(setup_s=_HOST_SETUP_S, bytes_per_s=gpu.host_bytes_per_s * _HOST_SHARE)
 
 
 def roofline_profile(shape: ModelShape, gpu: str, tp: int, kv_value_bytes: int) -> Profile:

@@ -275,6 +275,7 @@ class SimDispatcher(Process):
             output_address="",
             local_prefill_tokens=plan.local_prefill_tokens,
             max_queued_requests=plan.max_queued_requests,
+            names_listeners=plan.has_tier,
         )
         self.ports = SimPorts(node, self)
         self.service = Dispatcher(spec, node.queue, self.ports)

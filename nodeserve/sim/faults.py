@@ -19,6 +19,10 @@ FAULTS_UNTIL_S: Final = 3.4
 
 DISPATCHER: Final = "dispatcher"
 FORKSERVER: Final = "forkserver"
+BLOCK_MANAGER: Final = "block-manager"
+
+_ONE_IN: Final = 3
+"""So many nodes have a block manager."""
 
 
 class FaultKind(enum.Enum):
@@ -105,7 +109,10 @@ class PlannedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run. The same plan always gives the same run."""
+    """One run. The same plan always gives the same run.
+
+    ``has_tier`` is whether the node has a block manager. Its engines ask it nothing here.
+    """
 
     seed: int
     workers: tuple[PlannedWorker, ...]
@@ -117,6 +124,7 @@ class Plan:
     step_s: float
     requests: tuple[PlannedRequest, ...]
     faults: tuple[Fault, ...]
+    has_tier: bool = False
 
 
 def plan_of(seed: int) -> Plan:
@@ -124,6 +132,7 @@ def plan_of(seed: int) -> Plan:
     draw = random.Random(seed)  # noqa: S311  deterministic by purpose
     workers = _workers(draw)
     listeners = tuple(_listener(draw) for _ in range(draw.choice((1, 1, 2))))
+    has_tier = seed % _ONE_IN == 1
     return Plan(
         seed=seed,
         workers=workers,
@@ -134,7 +143,13 @@ def plan_of(seed: int) -> Plan:
         lease_slots=draw.choice((1, 2, 16)),
         step_s=draw.choice((0.01, 0.02, 0.05)),
         requests=_requests(draw, len(listeners)),
-        faults=_faults(draw, workers, len(listeners)),
+        faults=_in_order(
+            [
+                *_faults(draw, workers, len(listeners)),
+                *(_tier_faults(seed) if has_tier else ()),
+            ]
+        ),
+        has_tier=has_tier,
     )
 
 
@@ -197,7 +212,7 @@ def _requests(draw: random.Random, num_listeners: int) -> tuple[PlannedRequest, 
 
 def _faults(
     draw: random.Random, workers: tuple[PlannedWorker, ...], num_listeners: int
-) -> tuple[Fault, ...]:
+) -> list[Fault]:
     worker_names = [worker.name for worker in workers]
     gateways = [gateway_name(place) for place in range(num_listeners)]
     faults = []
@@ -207,6 +222,21 @@ def _faults(
         from_s = 0.0 if draw.random() < 0.05 else ARRIVALS_FROM_S
         at_s = round(draw.uniform(from_s, FAULTS_UNTIL_S), 4)
         faults.append(Fault(at_s, kind, target, _AMOUNTS.get(kind, _nothing)(draw)))
+    return faults
+
+
+def _tier_faults(seed: int) -> list[Fault]:
+    """Return what goes wrong with the block manager, from a source of chance of its own."""
+    draw = random.Random(-seed)  # noqa: S311  deterministic by purpose
+    faults = []
+    for _ in range(draw.randint(0, 4)):
+        kind = draw.choice(_TIER_FAULTS)
+        at_s = round(draw.uniform(ARRIVALS_FROM_S, FAULTS_UNTIL_S), 4)
+        faults.append(Fault(at_s, kind, BLOCK_MANAGER, _AMOUNTS.get(kind, _nothing)(draw)))
+    return faults
+
+
+def _in_order(faults: list[Fault]) -> tuple[Fault, ...]:
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 
@@ -255,6 +285,11 @@ _WEIGHTS: Final[Mapping[FaultKind, float]] = {
     FaultKind.ROLE: 4,
     FaultKind.STOP_NODE: 0.5,
 }
+
+_TIER_FAULTS: Final = (
+    *(FaultKind.KILL, FaultKind.KILL, FaultKind.RESTART, FaultKind.RESTART_NOW),
+    *(FaultKind.FAIL_NEXT_START, FaultKind.DEAF, FaultKind.DELAY, FaultKind.REPEAT),
+)
 
 _AMOUNTS: Final[Mapping[FaultKind, Callable[[random.Random], float]]] = {
     FaultKind.HANG: _between(0.01, 2.5),

@@ -18,7 +18,7 @@ from nodeserve.sim.faults import (
     gateway_name,
 )
 from nodeserve.sim.gateway import Client, SimGateway
-from nodeserve.sim.process import Process
+from nodeserve.sim.process import Process, SimBlockManager
 from nodeserve.sim.story import RuleBrokenError, Story
 from nodeserve.sim.supervisor import SimSupervisor
 from nodeserve.sim.worker import SimWorker
@@ -165,6 +165,8 @@ class SimNode:
                 for worker in self._workers():
                     worker.connect_soon()
                 return self.dispatcher
+            case ProcessKind.BLOCK_MANAGER:
+                return SimBlockManager(self, name, generation)
             case ProcessKind.FORKSERVER | ProcessKind.SUPERVISOR:
                 return Process(self, name, generation)
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from nodeserve.ids import Generation
+from nodeserve.wire.kv_control import BlockManagerReady
 
 if TYPE_CHECKING:
     from nodeserve.sim.node import SimNode
@@ -70,3 +71,16 @@ class Process:
 
     def ended(self) -> None:
         """Let go of what others would notice."""
+
+
+class SimBlockManager(Process):
+    """A block manager that nobody asks anything: it comes, and it goes."""
+
+    def __init__(self, node: "SimNode", name: str, generation: Generation) -> None:
+        super().__init__(node, name, generation)
+        node.queue.after(node.draw.uniform(0.001, 0.02), self._say_ready)
+
+    def _say_ready(self) -> None:
+        if self.alive:
+            ready = BlockManagerReady(generation=self.generation, pid=1)
+            self.node.tell_supervisor(self, ready)

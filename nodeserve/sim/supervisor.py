@@ -30,12 +30,14 @@ from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.shutdown import Patience
 from nodeserve.lifecycle.slot import Slot, SlotPlan
+from nodeserve.lifecycle.state import NodePhase
 from nodeserve.sim.event_queue import Scheduled
-from nodeserve.sim.faults import DISPATCHER, FORKSERVER, Plan, gateway_name
+from nodeserve.sim.faults import BLOCK_MANAGER, DISPATCHER, FORKSERVER, Plan, gateway_name
 from nodeserve.sim.process import Process
 from nodeserve.sim.story import RuleBrokenError
 from nodeserve.wire import control
 from nodeserve.wire.kinds import ProcessKind
+from nodeserve.wire.kv_control import BlockManagerReady
 from nodeserve.wire.spawn import TenantSpec
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ def slot_plans(plan: Plan) -> list[SlotPlan]:
         SlotPlan(FORKSERVER, ProcessKind.FORKSERVER),
         SlotPlan(DISPATCHER, ProcessKind.DISPATCHER, FORKSERVER),
     ]
+    if plan.has_tier:
+        plans.append(SlotPlan(BLOCK_MANAGER, ProcessKind.BLOCK_MANAGER, FORKSERVER))
     plans += [
         SlotPlan(worker.name, ProcessKind.WORKER, FORKSERVER, worker.role)
         for worker in plan.workers
@@ -104,11 +108,22 @@ class SimSupervisor:
             story.tell_of("  supervisor says", command)
             self._carry_out(command)
         self.life.check()
+        self._check_degradation()
         if self._wake is not None:
             self._wake.cancel()
         wake_at_s = self.life.wake_at_s
         if wake_at_s is not None and self.ended is None:
             self._wake = self._node.queue.at(wake_at_s, lambda: self.apply(TimeElapsed()))
+
+    def _check_degradation(self) -> None:
+        """Check that a node which lacks nothing but its block manager goes on serving."""
+        slots = self.life.slots.values()
+        lost = [slot.name for slot in slots if slot.draining or not slot.serves]
+        if self.life.phase is NodePhase.READY and lost == [BLOCK_MANAGER]:
+            wanted = self.life.slots[BLOCK_MANAGER].wanted
+            if self.life.state != ("degraded" if wanted else "ready"):
+                rule = "without its block manager a node is degraded, never down"
+                raise RuleBrokenError(rule, self.life.state)
 
     def wish(self, event: Event) -> None:
         """Hand in what an operator wants; a refusal is an answer like any other."""
@@ -225,7 +240,10 @@ class SimSupervisor:
         match message:
             case control.WorkerReady():
                 self.apply(EngineReady(message))
-            case control.DispatcherReady(generation=generation):
+            case (
+                control.DispatcherReady(generation=generation)
+                | BlockManagerReady(generation=generation)
+            ):
                 self.apply(ProcessReady(Generation(generation)))
             case control.WorkerServing(generation=generation):
                 self.apply(WorkerRouted(Generation(generation)))
@@ -254,7 +272,7 @@ class SimSupervisor:
                 | control.NodeDrained()
             ):
                 return sender == self.life.slots[DISPATCHER].generation
-            case control.WorkerReady() | control.DispatcherReady():
+            case control.WorkerReady() | control.DispatcherReady() | BlockManagerReady():
                 return sender == message.generation
             case _:
                 return False

@@ -41,6 +41,7 @@ def limits_of(plan: Plan, worker: PlannedWorker, generation: Generation) -> Limi
         max_num_seqs=worker.max_num_seqs,
         max_num_batched_tokens=32,
         link=Bandwidth(setup_s=0.002, bytes_per_s=1e6),
+        host_link=Bandwidth(setup_s=0.001, bytes_per_s=1e6),
         speedup=1.0,
         lease_ttl_s=plan.lease_ttl_s,
         lease_slots=plan.lease_slots,

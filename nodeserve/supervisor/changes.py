@@ -4,14 +4,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from nodeserve.config.diff import Change
+from nodeserve.config.diff import RESTARTED, Change
 from nodeserve.config.node import NodeConfig
 from nodeserve.errors import NodeserveError
 from nodeserve.lifecycle.messages import Event, RoleAsked
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.rollout import Rollout
 from nodeserve.lifecycle.state import NodePhase
-from nodeserve.supervisor.plan import gateway_names, slot_plans
+from nodeserve.supervisor.plan import BLOCK_MANAGER, gateway_names, slot_plans
 from nodeserve.wire import control
 
 _log: Final = logging.getLogger(__name__)
@@ -51,18 +51,20 @@ class Changes:
             if listener.name in change.listeners_restarted
             for name in gateway_names(listener)
         ]
+        manager = [BLOCK_MANAGER] if change.block_manager == RESTARTED else []
         self.rollout.extend(
             slot_plans(config),
             self._life.slots,
             # Gateways last: what they let through must fit every engine.
-            restarts=[*outdated, *change.restarted, *gateways],
+            restarts=[*outdated, *manager, *change.restarted, *gateways],
             additions_wait=change.additions_wait,
         )
-        if change.live:
+        if change.live or change.block_manager is not None:
             self._tell(
                 control.SetRouting(
                     local_prefill_tokens=config.router.local_prefill_tokens,
                     max_queued_requests=config.router.max_queued_requests,
+                    names_listeners=config.tiers is not None,
                 )
             )
         for name, role in change.roles.items():

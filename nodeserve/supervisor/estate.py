@@ -1,6 +1,6 @@
 """All that a supervisor has and knows, as it goes from one program to the next."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nodeserve.bus.channel import ControlServer
 from nodeserve.config.node import NodeConfig
@@ -12,6 +12,8 @@ from nodeserve.supervisor.handover import Handover
 from nodeserve.supervisor.operator_desk import OperatorDesk
 from nodeserve.supervisor.outbox import Outbox
 from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.supervisor.tier_desk import TierDesk
+from nodeserve.supervisor.tier_memory import KeptTierMemory, TierMemory
 from nodeserve.wire.control import ChildFailed
 
 
@@ -21,6 +23,7 @@ class Estate:
 
     Attributes:
         causes: What children have said of their end that is still to come, by generation.
+        memory: The host tier's; None where there is no such tier.
         started_s: When the node was started.
         num_reloads: How many programs supervised the node before this one.
     """
@@ -35,8 +38,10 @@ class Estate:
     desk: OperatorDesk
     changes: Changes
     causes: dict[int, ChildFailed]
+    tier_desk: TierDesk
     started_s: float
     num_reloads: int
+    memory: TierMemory | None = None
 
     def state(self, config: NodeConfig, asked_by: bytes | None) -> Handover:
         """Return what the next program needs; it is to run the node with ``config``."""
@@ -54,7 +59,13 @@ class Estate:
             num_reloads=self.num_reloads + 1,
             before=self.config,
             rollout=self.changes.rollout,
+            tier=self._kept_tier(),
         )
+
+    def _kept_tier(self) -> KeptTierMemory | None:
+        if self.memory is None:
+            return None
+        return replace(self.memory.kept, gone=self.tier_desk.gone)
 
     def take_up(self, kept: Handover) -> None:
         """Go on with what the program before this one left."""
@@ -71,6 +82,7 @@ class Estate:
         return (
             not self.server.is_readable
             and not self.desk.is_answering
+            and self.tier_desk.is_settled
             and self.outbox.is_empty
             and all(self.children.get(slot.generation) is not None for slot in running)
         )

@@ -30,7 +30,9 @@ from nodeserve.supervisor.cgroup import ControlGroup
 from nodeserve.supervisor.kernel import die_with_parent, forgo_oom_protection, name_process
 
 MAX_REQUEST_BYTES: Final = 1 << 20
-MAX_FDS: Final = 16
+MAX_FDS: Final = 128
+"""A block manager gets one for each arena of the host tier."""
+
 _ADOPTION_S: Final = 10.0
 _EXIT_UNEXPECTED: Final = 70  # EX_SOFTWARE
 

@@ -20,6 +20,7 @@ from nodeserve.lifecycle.state import NodeState
 from nodeserve.supervisor.children import Kept
 from nodeserve.supervisor.gateways import KeptListener
 from nodeserve.supervisor.operator_desk import KeptPromise
+from nodeserve.supervisor.tier_memory import KeptTierMemory
 from nodeserve.wire.control import ChildFailed
 
 VARIABLE: Final = "NODESERVE_HANDOVER"
@@ -41,6 +42,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         num_reloads: How often the supervisor has been replaced.
         before: What the node ran with until now; None where that does not change.
         rollout: What is still to be done for the configuration before.
+        tier: The host tier's memory; None where there is no such tier.
         asked_again: Whether a signal asked for the next reload while this one was under way.
     """
 
@@ -58,6 +60,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     asked_again: bool = False
     before: NodeConfig | None = None
     rollout: Rollout = msgspec.field(default_factory=Rollout)
+    tier: KeptTierMemory | None = None
 
     def fds(self) -> Iterator[int]:
         """Return every fd that must stay open."""
@@ -66,6 +69,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
             yield from listener.fds
         for server in self.children.forkservers:
             yield server.fd
+        if self.tier is not None:
+            yield from self.tier.fds
 
 
 @dataclass(frozen=True, slots=True)

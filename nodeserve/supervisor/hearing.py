@@ -1,5 +1,7 @@
 """What is heard on the control channel: who may say it, and which event of the node it is."""
 
+from collections.abc import Mapping
+
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import (
     EngineReady,
@@ -10,14 +12,22 @@ from nodeserve.lifecycle.messages import (
     WorkerEmptied,
     WorkerRouted,
 )
+from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot
+from nodeserve.supervisor.plan import BLOCK_MANAGER, DISPATCHER
 from nodeserve.wire import control
+from nodeserve.wire.kv_control import (
+    BlockManagerHeartbeat,
+    BlockManagerReady,
+    KvDone,
+    KvTierStatus,
+)
 
 
-def may_say(identity: bytes, message: control.Message, *, dispatcher: int) -> bool:
+def may_say(identity: bytes, message: control.Message, slots: Mapping[str, Slot]) -> bool:
     """Whether this peer may say this: a child speaks for itself, the dispatcher for routing.
 
-    ``dispatcher`` is the generation of the present dispatcher; a fenced one has no say.
+    ``slots`` say which dispatcher and block manager are the present ones; a fenced one has no say.
     """
     match message:
         case (
@@ -29,7 +39,9 @@ def may_say(identity: bytes, message: control.Message, *, dispatcher: int) -> bo
             | control.NodeDrained()
             | control.DispatcherStatus()
         ):
-            return identity == str(dispatcher).encode()
+            return identity == _identity_of(slots.get(DISPATCHER))
+        case KvTierStatus() | KvDone():
+            return identity == _identity_of(slots.get(BLOCK_MANAGER))
         case (
             control.WorkerHello()
             | control.WorkerProgress()
@@ -38,10 +50,16 @@ def may_say(identity: bytes, message: control.Message, *, dispatcher: int) -> bo
             | control.ChildFailed()
             | control.DispatcherReady()
             | control.DispatcherHeartbeat()
+            | BlockManagerReady()
+            | BlockManagerHeartbeat()
         ):
             return identity == str(message.generation).encode()
         case _:
             return not identity.isdigit()
+
+
+def _identity_of(slot: Slot | None) -> bytes | None:
+    return None if slot is None else str(slot.generation).encode()
 
 
 def event_of(message: control.Message) -> Event | None:
@@ -49,7 +67,10 @@ def event_of(message: control.Message) -> Event | None:
     match message:
         case control.WorkerReady():
             return EngineReady(message)
-        case control.DispatcherReady(generation=generation):
+        case (
+            control.DispatcherReady(generation=generation)
+            | BlockManagerReady(generation=generation)
+        ):
             return ProcessReady(Generation(generation))
         case control.WorkerServing(generation=generation):
             return WorkerRouted(Generation(generation))
@@ -67,5 +88,7 @@ def event_of(message: control.Message) -> Event | None:
 
 
 def has_missed_readiness(slot: Slot, message: control.Message) -> bool:
-    """Whether a worker that beats has said that it is ready to somebody else than us."""
+    """Whether a process that beats has said that it is ready to somebody else than us."""
+    if isinstance(message, BlockManagerHeartbeat):
+        return slot.life.phase is Phase.STARTING
     return isinstance(message, control.WorkerHeartbeat) and slot.ready is None

@@ -14,7 +14,7 @@ from nodeserve.supervisor.handover import Handover, TakeOver, taken_over, unpack
 from nodeserve.supervisor.kernel import allow_many_files, become_subreaper, name_process
 from nodeserve.supervisor.notify import notifier_of_this_process
 from nodeserve.supervisor.runtime import RuntimeDirectory
-from nodeserve.supervisor.service import Supervisor, make_runtime
+from nodeserve.supervisor.service import Supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,8 @@ def run(config: NodeConfig) -> int:
     name_process("nodeserve")
     for warning in config.warnings:
         _log.warning("config_warning %s", warning)
-    runtime = make_runtime(config)
+    os.umask(0o077)
+    runtime = RuntimeDirectory(Path(config.runtime_dir))
     code = 1
     try:
         # Not uvloop: it keeps SIGCHLD to itself, and nothing here is on a request's path.

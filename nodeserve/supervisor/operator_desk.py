@@ -31,8 +31,17 @@ from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor.children import Children
 from nodeserve.supervisor.plan import DISPATCHER
 from nodeserve.supervisor.report import first_line
+from nodeserve.supervisor.tier_desk import TierDesk
 from nodeserve.wire import control
 from nodeserve.wire.kinds import ProcessKind
+from nodeserve.wire.kv_control import (
+    KvClear,
+    KvDone,
+    KvPin,
+    KvTierStatus,
+    KvTierStatusRequest,
+    KvUnpin,
+)
 from nodeserve.wire.status import ProcessStatus, WorkerLoad
 
 _log: Final = logging.getLogger(__name__)
@@ -55,15 +64,16 @@ class KeptPromise:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """Who the desk passes things on to: the node's life, the dispatcher, and who has asked."""
+    """Who the desk passes things on to: the node's life, its other parts, and who has asked."""
 
     apply: Callable[[Event], None]
     tell: Callable[[control.Message], None]
     answer: Callable[[bytes, control.Message], None]
+    tiers: TierDesk
 
 
 class OperatorDesk:
-    """The supervisor's side of `nodeserve status`, `drain`, `restart` and `role`."""
+    """The supervisor's side of `nodeserve status`, `drain`, `restart`, `role` and `kv`."""
 
     def __init__(
         self,
@@ -81,6 +91,7 @@ class OperatorDesk:
         self._apply = outside.apply
         self._tell = outside.tell
         self._answer = outside.answer
+        self._tiers = outside.tiers
         self._loop = asyncio.get_running_loop()
         self._rollout = rollout
         self._started_s = started_s
@@ -105,6 +116,11 @@ class OperatorDesk:
             case control.DispatcherStatus(call_id=call_id):
                 if (waiting := self._status_calls.pop(call_id, None)) and not waiting.done():
                     waiting.set_result(message)
+            case KvTierStatus() | KvDone():
+                self._tiers.heard(message)
+            case KvTierStatusRequest() | KvClear() | KvPin() | KvUnpin():
+                _log.debug("operator_asks command=kv what=%s", message)
+                self._tiers.ask(message, reply)
             case control.StatusRequest():
                 task = asyncio.create_task(self._answer_status(reply))
                 self._answering.add(task)
@@ -186,9 +202,15 @@ class OperatorDesk:
     # ------------------------------------------------------------------------- status
 
     async def _answer_status(self, reply: Callable[[control.Message], None]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            kv = tasks.create_task(self._tiers.status(STATUS_DEADLINE_S))
+            requests = await self._requests()
+        reply(self._status(requests, kv.result()))
+
+    async def _requests(self) -> control.DispatcherStatus | None:
+        """Return the dispatcher's account; None where it does not answer in time."""
         if self._life.slots[DISPATCHER].life.phase is not Phase.READY:
-            reply(self._status(None))
-            return
+            return None
         self._last_call += 1
         call_id = self._last_call
         answer: asyncio.Future[control.DispatcherStatus] = self._loop.create_future()
@@ -196,13 +218,14 @@ class OperatorDesk:
         self._tell(control.ReportStatus(call_id=call_id))
         try:
             async with asyncio.timeout(STATUS_DEADLINE_S):
-                requests: control.DispatcherStatus | None = await answer
+                return await answer
         except TimeoutError:
             self._status_calls.pop(call_id, None)
-            requests = None
-        reply(self._status(requests))
+            return None
 
-    def _status(self, requests: control.DispatcherStatus | None) -> control.StatusReply:
+    def _status(
+        self, requests: control.DispatcherStatus | None, kv: KvTierStatus | None
+    ) -> control.StatusReply:
         loads = {} if requests is None else {load.generation: load for load in requests.workers}
         slots = self._life.slots.values()
         return control.StatusReply(
@@ -221,6 +244,7 @@ class OperatorDesk:
             requests=None if requests is None else self._with_turned_away(requests),
             detail=self._life.detail,
             simulate=self._config.simulate,
+            kv=kv,
             reloading=tuple(self._rollout.left(self._life.slots)),
             reload_halted=self._rollout.halted,
         )

@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from nodeserve.config.keys import key_file, read_api_keys
-from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
+from nodeserve.config.node import GatewayKind, Listener, NodeConfig, TierSettings, Worker
 from nodeserve.gateway.launch import GatewayLaunch
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.slot import SlotPlan
@@ -14,14 +17,22 @@ from nodeserve.supervisor.notify import PRIVATE_VARIABLES
 from nodeserve.supervisor.runtime import RuntimeDirectory, kv_events_name
 from nodeserve.supervisor.token_cost import token_cost
 from nodeserve.wire.kinds import ProcessKind
-from nodeserve.wire.spawn import DispatcherSpec, EngineSpec, WorkerSpec
+from nodeserve.wire.spawn import (
+    BlockManagerSpec,
+    DispatcherSpec,
+    EngineSpec,
+    KvSpec,
+    WorkerSpec,
+)
 
 DISPATCHER: Final = "dispatcher"
+BLOCK_MANAGER: Final = "block-manager"
 LIGHT: Final = "forkserver"
 HEAVY: Final = "forkserver-vllm"
 
 LIGHT_MODULES: Final = (
     "nodeserve.dispatcher.main",
+    "nodeserve.block_manager.main",
     "nodeserve.worker.main",
     "nodeserve.engine.simulated.engine",
     "nodeserve.supervisor.exec_child",
@@ -57,6 +68,8 @@ def slot_plans(config: NodeConfig) -> list[SlotPlan]:
     if needs_vllm(config):
         plans.append(SlotPlan(HEAVY, ProcessKind.FORKSERVER))
     plans.append(SlotPlan(DISPATCHER, ProcessKind.DISPATCHER, LIGHT))
+    if config.tiers is not None:
+        plans.append(SlotPlan(BLOCK_MANAGER, ProcessKind.BLOCK_MANAGER, LIGHT))
     home = LIGHT if config.simulate else HEAVY
     plans += [
         SlotPlan(worker.name, ProcessKind.WORKER, home, worker.role) for worker in config.workers
@@ -82,7 +95,36 @@ def dispatcher_spec(
         max_queued_requests=config.router.max_queued_requests,
         prompt_token_s=None if cost is None else cost.prompt_token_s,
         output_token_s=None if cost is None else cost.output_token_s,
+        names_listeners=config.tiers is not None,
     )
+
+
+def block_manager_spec(
+    config: NodeConfig,
+    tiers: TierSettings,
+    runtime: RuntimeDirectory,
+    generation: Generation,
+    *,
+    arena_bytes: int,
+    state_dir: Path,
+) -> BlockManagerSpec:
+    """Return what a block manager is told; its memory's fds come beside it."""
+    return BlockManagerSpec(
+        generation=generation,
+        runtime_dir=str(runtime.path),
+        control_address=runtime.address("control"),
+        tier_address=tier_address(runtime),
+        arena_bytes=arena_bytes,
+        state_dir=str(state_dir),
+        quotas=config.kv_quotas,
+        disk=tiers.disk,
+        log_path=tiers.log_path,
+    )
+
+
+def tier_address(runtime: RuntimeDirectory) -> str:
+    """Return where the block manager listens for engines, whichever incarnation it is."""
+    return runtime.address("kv-tier")
 
 
 def engine_spec(config: NodeConfig, worker: Worker) -> EngineSpec:
@@ -111,10 +153,14 @@ def worker_spec(
         output_address=runtime.address("engine-out"),
         kv_events_address=runtime.address(kv_events_name(generation)),
         engine=engine_spec(config, worker),
-        kv=config.kv,
+        kv=config.kv if config.tiers is None else _with_tier(config.kv, runtime),
         cpus=worker.cpus,
         gpu_uuids=worker.gpu_uuids,
     )
+
+
+def _with_tier(kv: KvSpec, runtime: RuntimeDirectory) -> KvSpec:
+    return msgspec.structs.replace(kv, tier_address=tier_address(runtime))
 
 
 def gateway_launch(

@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import Coroutine
 from functools import partial
-from pathlib import Path
 
 from nodeserve.bus.channel import ControlServer
 from nodeserve.bus.sockets import listen_at
@@ -61,9 +60,12 @@ from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.socket_keeper import SocketKeeper
 from nodeserve.supervisor.spawn import Spawner
 from nodeserve.supervisor.standing import Standing
+from nodeserve.supervisor.tier_desk import TierDesk
+from nodeserve.supervisor.tier_memory import TierMemory
 from nodeserve.supervisor.watch import Watch
 from nodeserve.wire import control
 from nodeserve.wire.kinds import ProcessKind
+from nodeserve.wire.kv_control import BlockManagerHeartbeat, BlockManagerReady
 
 _log = logging.getLogger(__name__)
 
@@ -106,13 +108,18 @@ class Supervisor:
         self._gateways = Gateways(
             config, self._events.put_nowait, activated, held, busy_s=self._watch.busy_s
         )
-        self._spawner = Spawner(config, runtime, self._children, self._gateways)
+        tier = None if kept is None else kept.tier
+        self._memory = TierMemory.of(config.tiers, tier)
+        gone = () if tier is None else tier.gone
+        cleared = self._children.cleared
+        self._tiers = TierDesk(self._life, cleared, self._outbox.send, gone=gone)
+        self._spawner = Spawner(config, runtime, self._children, self._gateways, self._memory)
         rollout = Rollout() if kept is None else kept.rollout
         self._desk = OperatorDesk(
             config,
             self._life,
             self._children,
-            Outside(apply=self._apply_wish, tell=self._tell_dispatcher, answer=self._reply),
+            Outside(self._apply_wish, self._tell_dispatcher, self._reply, self._tiers),
             rollout=rollout,
             started_s=self._started_s,
         )
@@ -157,6 +164,9 @@ class Supervisor:
                 await listening
             self._reload.close()
             self._exits.close()
+            self._tiers.close()
+            if self._memory is not None:
+                self._memory.close()
             self._outbox.close()
             self._gateways.close()
             self._children.close()
@@ -247,6 +257,8 @@ class Supervisor:
         slot = self._life.of_generation(event.generation)
         if slot is not None and slot.kind is ProcessKind.GATEWAY:
             self._gateways.forget(slot.name, slot.generation)
+        if slot is not None and slot.kind is ProcessKind.WORKER:
+            self._tiers.worker_ended(slot.name, slot.generation)
         self._runtime.forget(event.generation)
         self._events.put_nowait(event)
 
@@ -278,6 +290,8 @@ class Supervisor:
             children=self._children,
             gateways=self._gateways,
             desk=self._desk,
+            tier_desk=self._tiers,
+            memory=self._memory,
             changes=self._changes,
             causes=self._exits.causes,
             started_s=self._started_s,
@@ -333,17 +347,23 @@ class Supervisor:
                 _log.exception("control_message_failed kind=%s", type(message).__name__)
 
     def _hear(self, identity: bytes, message: control.Message) -> None:
-        dispatcher = self._life.slots[DISPATCHER].generation
-        if not may_say(identity, message, dispatcher=dispatcher):
+        if not may_say(identity, message, self._life.slots):
             _log.warning(
                 "control_message_refused from=%s kind=%s", identity, type(message).__name__
             )
             return
         if (event := event_of(message)) is not None:
             self._events.put_nowait(event)
+            if isinstance(message, BlockManagerReady):
+                self._tiers.manager_ready(message.generation)
             return
         match message:
-            case control.WorkerHello() | control.WorkerHeartbeat() | control.DispatcherHeartbeat():
+            case (
+                control.WorkerHello()
+                | control.WorkerHeartbeat()
+                | control.DispatcherHeartbeat()
+                | BlockManagerHeartbeat()
+            ):
                 self._watch.heard(message)
                 slot = self._life.of_generation(message.generation)
                 if slot is not None and has_missed_readiness(slot, message):
@@ -376,9 +396,3 @@ def _control_socket(runtime: RuntimeDirectory, kept: Handover | None) -> socket.
     if kept is None:
         return listen_at(runtime.address("control"))
     return socket.socket(fileno=kept.control_fd)
-
-
-def make_runtime(config: NodeConfig) -> RuntimeDirectory:
-    """Take the node's runtime directory; raises ConfigError when a live daemon holds it."""
-    os.umask(0o077)
-    return RuntimeDirectory(Path(config.runtime_dir))

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import msgspec
 
 from nodeserve.config.node import NodeConfig
+from nodeserve.config.paths import state_directory
 from nodeserve.engine.vllm import environment, preload
+from nodeserve.errors import InvariantError
 from nodeserve.gateway.launch import python_gateway, rust_gateway
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.slot import SlotPlan
@@ -16,6 +18,7 @@ from nodeserve.supervisor.exec_child import FIRST_FD, ExecSpec
 from nodeserve.supervisor.forkserver import ForkRequest
 from nodeserve.supervisor.gateways import Gateways
 from nodeserve.supervisor.runtime import RuntimeDirectory
+from nodeserve.supervisor.tier_memory import TierMemory
 from nodeserve.wire.kinds import ProcessKind
 
 _ENCODE = msgspec.msgpack.Encoder().encode
@@ -30,11 +33,13 @@ class Spawner:
         runtime: RuntimeDirectory,
         children: Children,
         gateways: Gateways,
+        memory: TierMemory | None = None,
     ) -> None:
         self._config = config
         self._runtime = runtime
         self._children = children
         self._gateways = gateways
+        self._memory = memory
 
     async def spawn(self, plan: SlotPlan, generation: Generation) -> None:
         """Start one incarnation and return when its process exists; a fork server, when loaded.
@@ -52,6 +57,8 @@ class Spawner:
                 await self._fork(
                     plan, generation, ForkRequest(name=plan.name, entry=entry, spec=_ENCODE(spec))
                 )
+            case ProcessKind.BLOCK_MANAGER:
+                await self._spawn_block_manager(plan, generation)
             case ProcessKind.WORKER:
                 await self._spawn_worker(plan, generation)
             case ProcessKind.GATEWAY:
@@ -76,6 +83,22 @@ class Spawner:
         await self._children.start_forkserver(
             plan.name, generation, modules=modules, environment=base
         )
+
+    async def _spawn_block_manager(self, plan: SlotPlan, generation: Generation) -> None:
+        tiers, memory = self._config.tiers, self._memory
+        if tiers is None or memory is None:
+            raise InvariantError(f"{plan.name}: this node has no tier; report this bug")
+        spec = plans.block_manager_spec(
+            self._config,
+            tiers,
+            self._runtime,
+            generation,
+            arena_bytes=memory.arena_bytes,
+            state_dir=state_directory(os.environ, os.getuid(), self._runtime.path),
+        )
+        entry = "nodeserve.block_manager.main:run"
+        request = ForkRequest(name=plan.name, entry=entry, spec=_ENCODE(spec))
+        await self._fork(plan, generation, request, memory.fds)
 
     async def _spawn_worker(self, plan: SlotPlan, generation: Generation) -> None:
         worker = next(worker for worker in self._config.workers if worker.name == plan.name)

@@ -13,6 +13,7 @@ from nodeserve.lifecycle.messages import Event, ProcessHeld, ProcessSick
 from nodeserve.supervisor.children import Child
 from nodeserve.supervisor.proc import ProcessView
 from nodeserve.wire import control
+from nodeserve.wire.kv_control import BlockManagerHeartbeat
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Watch:
                 self._liveness.beat(
                     generation, next_s=message.next_s, steps=steps, num_requests=num_requests
                 )
-            case control.DispatcherHeartbeat():
+            case control.DispatcherHeartbeat() | BlockManagerHeartbeat():
                 self._liveness.beat(Generation(message.generation), next_s=message.next_s)
             case _:
                 pass

@@ -65,15 +65,7 @@ class SharedMemory:
 
     def handle(self) -> Handle:
         """Return what a peer needs to open this memory while this process lives."""
-        status = os.fstat(self.fd)
-        return {
-            "transport": TRANSPORT,
-            "pid": os.getpid(),
-            "fd": self.fd,
-            "device": status.st_dev,
-            "inode": status.st_ino,
-            "bytes": self.num_bytes,
-        }
+        return handle_of(self.fd)
 
     def close(self) -> None:
         """Close the file. Whoever has it mapped keeps the bytes."""
@@ -106,6 +98,19 @@ def open_memory(handle: Handle, flags: int) -> int:
         )
         raise PeerError(text)
     return opened
+
+
+def handle_of(fd: int) -> Handle:
+    """Return what a peer needs to open the memory in file ``fd`` while this process has it."""
+    status = os.fstat(fd)
+    return {
+        "transport": TRANSPORT,
+        "pid": os.getpid(),
+        "fd": fd,
+        "device": status.st_dev,
+        "inode": status.st_ino,
+        "bytes": status.st_size,
+    }
 
 
 class MappedMemory:

@@ -11,6 +11,17 @@ import msgspec
 
 from nodeserve.errors import PeerError
 from nodeserve.wire.kinds import Role
+from nodeserve.wire.kv_control import (
+    BlockManagerHeartbeat,
+    BlockManagerReady,
+    KvClear,
+    KvDone,
+    KvEngineGone,
+    KvPin,
+    KvTierStatus,
+    KvTierStatusRequest,
+    KvUnpin,
+)
 from nodeserve.wire.spawn import TenantSpec
 from nodeserve.wire.status import (
     HandoffStats,
@@ -207,6 +218,7 @@ class SetRouting(_Message, frozen=True, kw_only=True):
 
     local_prefill_tokens: int
     max_queued_requests: int
+    names_listeners: bool = False
 
 
 class SayAgain(_Message, frozen=True, kw_only=True):
@@ -264,6 +276,7 @@ class StatusReply(_Message, frozen=True, kw_only=True):
     requests: DispatcherStatus | None = None
     detail: str | None = None
     simulate: str | None = None
+    kv: KvTierStatus | None = None
     reloading: tuple[str, ...] = ()
     reload_halted: str | None = None
 
@@ -348,6 +361,15 @@ Message = (
     | RoleRequest
     | ReloadRequest
     | CommandReply
+    | BlockManagerReady
+    | BlockManagerHeartbeat
+    | KvEngineGone
+    | KvTierStatusRequest
+    | KvTierStatus
+    | KvClear
+    | KvPin
+    | KvUnpin
+    | KvDone
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

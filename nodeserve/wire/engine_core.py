@@ -38,6 +38,9 @@ They are outputs of the request from its beginning: the engine restores them as 
 outputs hold only what comes after. None or an empty list means that nothing was sent.
 """
 
+LISTENER: Final = "nodeserve_listener"
+"""Key in ``kv_transfer_params``: whose request this is, for who keeps KV below the GPU."""
+
 MAX_GRAMMAR_BYTES: Final = 64 << 10
 """Size of a request's structured output on the wire, of a pattern, schema or grammar. Engines
 take time in its square to compile it: 20 kB of pattern 0.9 s, 100 kB 12 s (xgrammar, one core)."""
@@ -280,9 +283,7 @@ class RequestCodec:
             sampling.pop(name, None)
         sampling["max_tokens"] = 1
         sampling["ignore_eos"] = True  # else a first token that ends the text would end the leg
-        sampling["extra_args"] = (sampling.get("extra_args") or {}) | {
-            "kv_transfer_params": REMOTE_DECODE
-        }
+        _add_transfer_params(sampling, REMOTE_DECODE)
         return self._leg(add, leg_id, sampling)
 
     def resumed_leg(self, add: AddRequest, leg_id: LegId, sent: Sequence[int]) -> bytes:
@@ -294,9 +295,7 @@ class RequestCodec:
     def decode_leg(self, add: AddRequest, leg_id: LegId, handoff: Mapping[str, Any]) -> bytes:
         """Return the request as the client meant it, with the KV that another engine holds."""
         sampling = dict(add.sampling or {})
-        sampling["extra_args"] = (sampling.get("extra_args") or {}) | {
-            "kv_transfer_params": handoff
-        }
+        _add_transfer_params(sampling, handoff)
         return self._leg(add, leg_id, sampling)
 
     def _leg(self, add: AddRequest, leg_id: LegId, sampling: dict[str, Any] | None) -> bytes:
@@ -305,3 +304,19 @@ class RequestCodec:
         if sampling is not None:
             fields[self._sampling] = sampling
         return encode(fields)
+
+
+def name_listener(add: AddRequest, listener: str) -> None:
+    """Let every leg of a request tell its engine which listener it came through.
+
+    A pooling request has no place for that, and leaves no KV behind.
+    """
+    if add.sampling is not None:
+        _add_transfer_params(add.sampling, {LISTENER: listener})
+
+
+def _add_transfer_params(sampling: dict[str, Any], params: Mapping[str, Any]) -> None:
+    """Put ``params`` beside the ``kv_transfer_params`` that are there, all of them ours."""
+    extra = sampling.get("extra_args") or {}
+    before = extra.get("kv_transfer_params") or {}
+    sampling["extra_args"] = extra | {"kv_transfer_params": {**before, **params}}

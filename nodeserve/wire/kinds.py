@@ -24,5 +24,6 @@ class ProcessKind(enum.StrEnum):
     SUPERVISOR = "supervisor"
     FORKSERVER = "forkserver"
     DISPATCHER = "dispatcher"
+    BLOCK_MANAGER = "block-manager"
     GATEWAY = "gateway"
     WORKER = "worker"

@@ -20,6 +20,9 @@ KEY_BYTES: Final = 32
 ABSENT: Final = 0xFFFF_FFFF
 """In the place of a slot: the key is in no slot, or may not be stored now."""
 
+HELLO_CALL: Final = 0
+"""The look-up that holds what an engine was reading when it said hello; its own begin at 1."""
+
 Handle = dict[str, int | str]
 """As ``transfer.base.Handle``: what a peer needs to open shared memory."""
 
@@ -40,8 +43,8 @@ class KvHello(_Message, frozen=True, kw_only=True):
     a block's bytes mean: model config, dtypes, layout, block size, KV format of the vLLM release.
     ``block_bytes`` is one block over all layers and all ranks, in the order that does not depend
     on tensor parallelism. ``reading`` and ``writing`` are the slots that it still holds, and
-    ``writing_keys`` the keys of the latter: a successor must not reuse them. It pins those that
-    are read under call 0, until ``KvRelease`` of that.
+    ``writing_keys`` the keys of the latter: a successor must not reuse them. What is being read
+    is pinned under HELLO_CALL, for the engine to release when all of it is read.
     """
 
     worker: str

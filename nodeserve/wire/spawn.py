@@ -11,6 +11,11 @@ GRAMMAR_BACKEND: Final = "xgrammar"
 dispatcher and engines must agree. Source: vllm/v1/structured_output/__init__.py (0.32)."""
 
 
+PREFIX_HASH_ALGO: Final = "sha256_cbor"
+"""How every engine of the node names blocks by their content: canonical, unlike vLLM's default,
+which hashes a pickle. Source: vllm/v1/core/kv_cache_utils.py (0.32)."""
+
+
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Which engine a worker runs and with what.
 
@@ -82,7 +87,8 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     ``local_prefill_tokens`` is the uncached prompt length up to which a request skips the
     prefill worker. ``max_queued_requests`` bounds what waits on the node.
     ``prompt_token_s`` and ``output_token_s`` are what a token takes of the GPUs, as modelled;
-    None where nothing is known of them.
+    None where nothing is known of them. ``names_listeners`` is whether engines are told which
+    listener a request came through, which they need to know where there are tiers below the GPU.
     """
 
     generation: int
@@ -96,6 +102,7 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     grammar_backend: str = GRAMMAR_BACKEND
     prompt_token_s: float | None = None
     output_token_s: float | None = None
+    names_listeners: bool = False
 
 
 class DiskTierSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from nodeserve.config.facts import Cpu, Gpu, Topology
 from nodeserve.config.layout import Wish
 from nodeserve.config.load import Flags, load_config
 from nodeserve.config.node import GatewayKind
+from nodeserve.config.tiers import TierWish
 from nodeserve.engine.vllm.environment import Platform
 from nodeserve.errors import ConfigError
 
@@ -107,12 +108,14 @@ def test_wrong_usage_is_not_a_configuration_error(run):
 def test_values_of_click_become_flags():
     given = dict.fromkeys([*Flags.__struct_fields__, *Wish.__struct_fields__])
     given |= {"model": "m", "served_model_name": ("a", "b"), "gateway": "rust", "prefill": 2}
-    del given["wish"], given["vllm_args"]
+    given |= {"kv_host": "1GiB", "kv_disk": None}
+    del given["wish"], given["tiers"], given["vllm_args"]
     assert flags_from(given, ("--x",)) == Flags(
         model="m",
         served_model_name=("a", "b"),
         gateway=GatewayKind.RUST,
         wish=Wish(prefill=2),
+        tiers=TierWish(host="1GiB"),
         vllm_args=("--x",),
     )
 

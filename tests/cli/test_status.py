@@ -5,6 +5,7 @@ import pytest
 
 from nodeserve.cli.status import duration, quantiles, size, table, to_json, to_text
 from nodeserve.wire.control import StatusRequest
+from nodeserve.wire.kv_control import KvTierLoad, KvTierStatus
 from nodeserve.wire.status import ListenerLoad, Quantiles
 from tests.cli.conftest import a_status
 
@@ -127,3 +128,15 @@ def test_who_still_runs_another_release_is_said_with_what_to_do(daemon, run):
     said = run("status", "--socket", daemon.socket).output
     assert "decode-0: runs nodeserve 0.0.9 until it restarts: `nodeserve restart decode-0`" in said
     assert "prefill-0: runs" not in said
+
+
+def test_tiers_are_a_line_each_and_so_is_who_may_not_use_them():
+    host = KvTierLoad(name="host", capacity_bytes=2 << 30, used_bytes=1 << 30, hits=3, misses=1)
+    disk = KvTierLoad(name="disk", capacity_bytes=4 << 30, failure="no space left")
+    account = KvTierStatus(tiers=(host, disk), refused_engines={9: "another model"})
+    lines = to_text(a_status(kv=account)).splitlines()
+    assert "KV host   1.0 GiB of 2.0 GiB, 75% of 4 blocks found, 0 evicted" in lines
+    off = "switched off: no space left"
+    assert f"KV disk   0 B of 4.0 GiB, nothing asked for, 0 evicted, {off}" in lines
+    assert lines[-1] == "generation 9 uses no tier: another model"
+    assert not any(line.startswith("KV host") for line in to_text(a_status()).splitlines())

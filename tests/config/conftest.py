@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeserve.config.facts import Cpu, Gpu, Topology
+from nodeserve.config.facts import Cpu, Gpu, Memory, Topology
 from nodeserve.config.load import Flags, Surroundings, load_config
 from nodeserve.config.node import NodeConfig
 
@@ -59,6 +59,7 @@ def load(model: Path, tmp_path: Path) -> Callable[..., NodeConfig]:
                 environ={"RUNTIME_DIRECTORY": "/run/ns"},
                 uid=1000,
                 topology=lambda: node or node_of(0, 2),
+                memory=lambda: Memory(total_bytes=100 << 30, available_bytes=80 << 30),
                 simulated_gpus=("h100-sxm", "h200-sxm"),
             ),
         )

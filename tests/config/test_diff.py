@@ -8,6 +8,7 @@ from nodeserve.config.node import (
     LivenessSettings,
     NodeConfig,
     RouterSettings,
+    TierSettings,
     Worker,
 )
 from nodeserve.errors import ConfigError
@@ -208,10 +209,10 @@ def test_listeners_come_and_go_by_their_name():
 def test_every_setting_has_an_effect_or_is_refused():
     """A new field of the configuration must be put into one of the groups."""
     grouped = {"model", "served_model_names", "runtime_dir", "simulate", "kv", "speedup", "router"}
-    grouped |= {"drain_deadline_s", "liveness", "listeners", "workers", "warnings"}
+    grouped |= {"drain_deadline_s", "liveness", "listeners", "workers", "warnings", "tiers"}
     assert set(NodeConfig.__struct_fields__) == grouped
     of_listeners = {"name", "socket", "host", "port", "mode", "group"}
-    of_listeners |= {"gateway", "gateways", "api_key_file", "args", "tenant"}
+    of_listeners |= {"gateway", "gateways", "api_key_file", "args", "tenant", "kv_host_share"}
     assert set(Listener.__struct_fields__) == of_listeners
 
 
@@ -236,3 +237,33 @@ def test_the_steps_are_said_in_their_order():
         "listener api: its gateway restarts, its socket stays open",
         "listener old: closed",
     ]
+
+
+TIERED = changed(tiers=TierSettings(host_bytes=1 << 30))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "manager", "restarted"),
+    [
+        (OLD, TIERED, "started", 4),
+        (TIERED, OLD, "ended", 4),
+        (TIERED, changed(tiers=TierSettings(host_bytes=2 << 30)), "restarted", 0),
+        (TIERED, changed(tiers=TierSettings(host_bytes=1 << 30, log_path="/l")), "restarted", 0),
+        (
+            TIERED,
+            msgspec.structs.replace(
+                TIERED, listeners=(msgspec.structs.replace(API, kv_host_share=0.5),)
+            ),
+            "restarted",
+            0,
+        ),
+        (TIERED, TIERED, None, 0),
+    ],
+)
+def test_tiers_restart_the_block_manager_and_workers_only_where_they_come_or_go(
+    old, new, manager, restarted
+):
+    _, change = compare(old, new)
+    assert (change.block_manager, len(change.restarted)) == (manager, restarted)
+    assert not change.listeners_restarted
+    assert (f"block manager: {manager}" in change.lines()) == (manager is not None)

@@ -113,7 +113,13 @@ def test_a_simulated_node_asks_nothing_of_the_machine(model):
     def forbidden() -> Topology:
         raise AssertionError
 
-    around = Surroundings(environ={}, uid=0, topology=forbidden, simulated_gpus=("h100-sxm",))
+    around = Surroundings(
+        environ={},
+        uid=0,
+        topology=forbidden,
+        memory=forbidden,
+        simulated_gpus=("h100-sxm",),
+    )
     flags = Flags(model=str(model), simulate="8xh100-sxm", speedup=float("inf"))
     config = load_config(flags, around)
     assert [worker.name for worker in config.workers] == [

@@ -64,3 +64,19 @@ def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(ConfigError, match="cannot be used"):
         paths.prepare_directory(tmp_path / "a", os.getuid())
+
+
+@pytest.mark.parametrize(
+    ("environ", "uid", "where"),
+    [
+        ({"STATE_DIRECTORY": "{0}/a:{0}/b", "XDG_STATE_HOME": "/nowhere"}, 0, "a"),
+        ({"XDG_STATE_HOME": "{0}/x"}, 1000, "x/nodeserve"),
+        ({"HOME": "{0}/h"}, 1000, "h/.local/state/nodeserve"),
+        ({"STATE_DIRECTORY": "/proc/no"}, 0, "run/state"),
+    ],
+)
+def test_state_lies_where_it_outlives_the_node_if_it_can(tmp_path, environ, uid, where):
+    given = {name: value.format(tmp_path) for name, value in environ.items()}
+    found = paths.state_directory(given, uid, tmp_path / "run")
+    assert found == tmp_path / where
+    assert found.is_dir()

@@ -7,6 +7,13 @@ import pytest
 
 from nodeserve.config.schema import FileConfig
 from nodeserve.wire.control import DispatcherStatus, StatusReply
+from nodeserve.wire.kv_control import (
+    KvEngineLoad,
+    KvListenerLoad,
+    KvPrefix,
+    KvTierLoad,
+    KvTierStatus,
+)
 from nodeserve.wire.status import (
     HandoffStats,
     ListenerLoad,
@@ -21,12 +28,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def tables_of(struct: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct]]:
-    """Return the keys whose values are tables, with their structs."""
+    """Return the keys whose values are tables, with their structs; those within them too."""
     found = {}
     for name, hint in typing.get_type_hints(struct).items():
         for option in (hint, *typing.get_args(hint)):
             if isinstance(option, type) and issubclass(option, msgspec.Struct):
                 found[name] = option
+                found |= {f"{name}.{key}": table for key, table in tables_of(option).items()}
     return found
 
 
@@ -42,7 +50,8 @@ def test_every_key_of_the_file_is_described_and_no_other():
     assert rows(DOCS / "configuration.md", "Top level") == top
     for name, struct in tables.items():
         heading = f"`[[{name}]]`" if name in {"workers", "listener"} else f"`[{name}]`"
-        assert rows(DOCS / "configuration.md", heading) == list(struct.__struct_fields__), name
+        keys = [key for key in struct.__struct_fields__ if f"{name}.{key}" not in tables]
+        assert rows(DOCS / "configuration.md", heading) == keys, name
 
 
 @pytest.mark.parametrize(
@@ -58,6 +67,20 @@ def test_every_key_of_the_file_is_described_and_no_other():
 )
 def test_every_key_of_the_status_is_described_and_no_other(heading, struct):
     assert sorted(rows(DOCS / "status.md", heading)) == sorted(struct.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("heading", "struct"),
+    [
+        ("The tiers", KvTierStatus),
+        ("`tiers[]`", KvTierLoad),
+        ("`listeners[]`", KvListenerLoad),
+        ("`engines[]`", KvEngineLoad),
+        ("`prefixes[]`", KvPrefix),
+    ],
+)
+def test_every_key_of_the_tiers_is_described_and_no_other(heading, struct):
+    assert sorted(rows(DOCS / "kv.md", heading)) == sorted(struct.__struct_fields__)
 
 
 def test_the_small_parts_of_the_status_are_described_too():

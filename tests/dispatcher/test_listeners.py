@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from nodeserve.wire import control
 from nodeserve.wire.engine_outputs import ERROR
 from nodeserve.wire.kinds import Role
-from tests.dispatcher.fakes import FakeEngine, FakeNode, of, output, running_node
+from tests.dispatcher.fakes import FakeEngine, FakeNode, of, output, pair, running_node
 from tests.dispatcher.streaming import tokens
 
 
@@ -94,3 +95,36 @@ async def test_gpu_time_is_charged_for_what_was_really_produced(tmp_path: Path) 
         gateway.abort("b")
         ended = await node.status_with(lambda s: s.aborted_requests == 1)
         assert ended.listeners[0].gpu_s == 50 + 10 + 10 * 2
+
+
+def transfer_params(fields) -> dict | None:
+    return (fields[3].get("extra_args") or {}).get("kv_transfer_params")
+
+
+async def test_engines_hear_whose_request_it_is_where_there_are_tiers(tmp_path: Path) -> None:
+    async with running_node(tmp_path, names_listeners=True) as node:
+        prefill, decoder, gateway = await pair(node)
+        gateway.add("a")
+        leg_id, fields = await prefill.leg()
+        named = {"nodeserve_listener": "listener-20"}
+        assert transfer_params(fields) == {"do_remote_decode": True, **named}
+        handoff = prefill.handoff(leg_id)
+        _, fields = await decoder.leg()
+        assert transfer_params(fields) == {**handoff, **named}
+
+
+async def test_engines_hear_nothing_of_listeners_where_there_are_none(tmp_path: Path) -> None:
+    async with running_node(tmp_path) as node:
+        engine = await node.engine(10, Role.AGGREGATED)
+        gateway = await node.gateway(20)
+        gateway.add("a")
+        _, fields = await engine.leg()
+        assert transfer_params(fields) is None
+        routing = control.SetRouting(
+            local_prefill_tokens=16, max_queued_requests=9, names_listeners=True
+        )
+        node.tell(routing)
+        await node.status()
+        gateway.add("b")
+        _, fields = await engine.leg()
+        assert transfer_params(fields) == {"nodeserve_listener": "listener-20"}

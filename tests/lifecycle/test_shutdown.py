@@ -13,18 +13,19 @@ def running(name, kind):
     return slot
 
 
-def test_gateways_end_before_workers_and_the_dispatcher_and_fork_servers_last():
+def test_nobody_outlives_who_it_talks_to_and_fork_servers_end_last():
     slots = [
         running("f", ProcessKind.FORKSERVER),
         running("w", ProcessKind.WORKER),
         running("d", ProcessKind.DISPATCHER),
+        running("b", ProcessKind.BLOCK_MANAGER),
         running("g", ProcessKind.GATEWAY),
     ]
     order = []
     while left := next_to_stop(slots):
         order.append(sorted(slot.name for slot in left))
         slots = [slot for slot in slots if slot not in left]
-    assert order == [["g"], ["d", "w"], ["f"]]
+    assert order == [["g"], ["d", "w"], ["b"], ["f"]]
 
 
 def test_what_never_started_is_not_waited_for():

@@ -53,3 +53,10 @@ def test_a_start_without_its_fork_server_fails_and_is_tried_again() -> None:
 def test_workers_that_are_down_are_started_by_the_operator() -> None:
     node = ran(request(), fault(FaultKind.DRAIN, "prefill-0"))
     assert told(node, "restart asked: process prefill-0")
+
+
+def test_a_node_lives_on_without_its_block_manager() -> None:
+    node = ran(request(), fault(FaultKind.KILL, "block-manager", at_s=0.55), has_tier=True)
+    assert node.clients[0].ending == "answered"
+    assert told(node, "supervisor says: spawn process: name block-manager")
+    assert not told(node, "supervisor says: tell dispatcher", "Detach")

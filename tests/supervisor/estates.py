@@ -97,6 +97,7 @@ def an_estate(**parts):
         "children": FakeChildren(),
         "gateways": FakeGateways(),
         "desk": SimpleNamespace(is_answering=False, promises=[]),
+        "tier_desk": SimpleNamespace(is_settled=True, gone=[]),
         "changes": SimpleNamespace(rollout=Rollout()),
         "causes": {},
         "started_s": 1.0,

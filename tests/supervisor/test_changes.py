@@ -3,23 +3,28 @@ import logging
 import msgspec
 
 from nodeserve.config.diff import compare
-from nodeserve.config.node import RouterSettings, Worker
+from nodeserve.config.node import RouterSettings, TierSettings, Worker
 from nodeserve.errors import RequestError
-from nodeserve.lifecycle.messages import Replanned, RestartAsked, RoleAsked
+from nodeserve.lifecycle.messages import EndAsked, Replanned, RestartAsked, RoleAsked
+from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.rollout import Rollout
+from nodeserve.lifecycle.shutdown import Patience
 from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor.changes import Changes
+from nodeserve.supervisor.plan import slot_plans
 from nodeserve.wire.control import SetRouting
 from nodeserve.wire.kinds import Role
-from tests.supervisor.estates import CONFIG, an_estate
+from tests.supervisor.estates import CONFIG
 
 
 class Office:
     """Changes over a life that is told nothing."""
 
-    def __init__(self):
-        self.life = an_estate().life
+    def __init__(self, config=CONFIG):
+        self.config = config
+        self.life = NodeLife(slot_plans(config), Patience())
+        self.life.kept.phase = NodePhase.READY
         for slot in self.life.slots.values():
             slot.life.phase = Phase.READY
         self.applied, self.told = [], []
@@ -31,7 +36,7 @@ class Office:
             raise RequestError("it cannot")
 
     def reload(self, **fields):
-        config, change = compare(CONFIG, msgspec.structs.replace(CONFIG, **fields))
+        config, change = compare(self.config, msgspec.structs.replace(self.config, **fields))
         self.changes.begin(change, config)
         self.changes.go_on()
 
@@ -69,3 +74,20 @@ def test_a_worker_that_does_not_come_back_is_told_of_once(caplog):
     office.changes.go_on()
     office.changes.go_on()
     assert caplog.messages == ["configuration_halted name=decode-0: the rest runs as before"]
+
+
+def test_a_block_manager_with_other_settings_restarts_before_workers():
+    office = Office(msgspec.structs.replace(CONFIG, tiers=TierSettings(host_bytes=1 << 30)))
+    office.reload(tiers=TierSettings(host_bytes=2 << 30), speedup=2.0)
+    assert office.applied[-1] == EndAsked("block-manager", start_again=True)
+    (told,) = office.told
+    assert told.names_listeners
+
+
+def test_a_tier_that_comes_brings_its_block_manager_and_the_dispatcher_hears_of_it():
+    office = Office()
+    office.reload(tiers=TierSettings(host_bytes=1 << 30))
+    (told,) = office.told
+    assert told.names_listeners
+    assert "block-manager" in [plan.name for plan in office.applied[0].plans]
+    assert office.applied[-1] == RestartAsked("decode-0", immediately=False)

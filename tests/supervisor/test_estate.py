@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.process import Phase
+from nodeserve.supervisor.tier_memory import KeptTierMemory, TierMemory
 from tests.supervisor.estates import CONFIG, an_estate
 
 
@@ -42,3 +45,13 @@ def test_a_process_that_is_there_may_be_starting():
     no_child(estate)
     estate.children.alive.add(4)
     assert estate.is_settled()
+
+
+def test_the_host_tiers_memory_goes_on_and_so_do_the_dead_that_are_to_be_told_of():
+    memory = TierMemory(host_bytes=1 << 30, arena_bytes=1 << 29, fds=[7, 8, 9])
+    desk = SimpleNamespace(is_settled=True, gone=[4, 5])
+    state = an_estate(memory=memory, tier_desk=desk).state(CONFIG, None)
+    assert state.tier == KeptTierMemory(1 << 30, 1 << 29, [7, 8, 9], gone=[4, 5])
+    assert sorted(state.fds()) == [3, 4, 5, 6, 7, 8, 9]
+    desk.is_settled = False
+    assert not an_estate(tier_desk=desk).is_settled()

@@ -8,8 +8,29 @@ from nodeserve.lifecycle.messages import (
     WorkerEmptied,
     WorkerRouted,
 )
-from nodeserve.supervisor.hearing import event_of, may_say
+from nodeserve.lifecycle.process import Phase
+from nodeserve.lifecycle.slot import Slot, SlotPlan
+from nodeserve.supervisor.hearing import event_of, has_missed_readiness, may_say
 from nodeserve.wire import control
+from nodeserve.wire.kinds import ProcessKind
+from nodeserve.wire.kv_control import (
+    BlockManagerHeartbeat,
+    BlockManagerReady,
+    KvClear,
+    KvDone,
+    KvTierStatus,
+    KvTierStatusRequest,
+)
+
+
+def a_slot(name, kind, generation):
+    return Slot(SlotPlan(name, kind), generation=Generation(generation))
+
+
+SLOTS = {
+    "dispatcher": a_slot("dispatcher", ProcessKind.DISPATCHER, 2),
+    "block-manager": a_slot("block-manager", ProcessKind.BLOCK_MANAGER, 3),
+}
 
 
 @pytest.mark.parametrize(
@@ -25,13 +46,45 @@ from nodeserve.wire import control
     ],
 )
 def test_a_child_speaks_for_itself_and_the_dispatcher_for_routing(identity, message, allowed):
-    assert may_say(identity, message, dispatcher=2) is allowed
+    assert may_say(identity, message, SLOTS) is allowed
+
+
+@pytest.mark.parametrize(
+    ("identity", "message", "allowed"),
+    [
+        (b"3", KvTierStatus(), True),
+        (b"2", KvTierStatus(), False),
+        (b"c1", KvDone(), False),
+        (b"3", BlockManagerReady(generation=3, pid=1), True),
+        (b"4", BlockManagerHeartbeat(generation=3), False),
+        (b"c1", KvTierStatusRequest(), True),
+        (b"3", KvClear(), False),
+    ],
+)
+def test_the_block_manager_speaks_for_the_tiers(identity, message, allowed):
+    assert may_say(identity, message, SLOTS) is allowed
+
+
+def test_nobody_speaks_for_tiers_that_are_not_there():
+    slots = {"dispatcher": SLOTS["dispatcher"]}
+    assert not may_say(b"3", KvTierStatus(), slots)
+    assert not may_say(b"None", KvDone(), slots)
+
+
+def test_a_block_manager_that_beats_before_it_is_ready_has_missed_us():
+    slot = a_slot("block-manager", ProcessKind.BLOCK_MANAGER, 3)
+    beat = BlockManagerHeartbeat(generation=3)
+    slot.life.phase = Phase.STARTING
+    assert has_missed_readiness(slot, beat)
+    slot.life.phase = Phase.READY
+    assert not has_missed_readiness(slot, beat)
 
 
 @pytest.mark.parametrize(
     ("message", "event"),
     [
         (control.DispatcherReady(generation=2, pid=1), ProcessReady(Generation(2))),
+        (BlockManagerReady(generation=3, pid=1), ProcessReady(Generation(3))),
         (control.WorkerServing(generation=5), WorkerRouted(Generation(5))),
         (control.WorkerDrained(generation=5), WorkerEmptied(Generation(5))),
         (control.NodeDrained(), NodeEmptied()),

@@ -18,6 +18,7 @@ from nodeserve.supervisor.operator_desk import OperatorDesk, Outside
 from nodeserve.supervisor.plan import slot_plans
 from nodeserve.wire import control
 from nodeserve.wire.kinds import Role
+from nodeserve.wire.kv_control import KvDone, KvTierStatus, KvTierStatusRequest
 from nodeserve.wire.status import ListenerLoad
 
 CONFIG = NodeConfig(
@@ -35,6 +36,23 @@ class NoChildren:
         return None
 
 
+class Tiers:
+    """A tier desk that answers at once."""
+
+    def __init__(self):
+        self.account = None
+        self.said = []
+
+    async def status(self, within_s):
+        return self.account
+
+    def heard(self, answer):
+        self.said.append(answer)
+
+    def ask(self, question, reply):
+        reply(KvTierStatus(state="serving"))
+
+
 class Office:
     """A desk with a node behind it that never starts a real process."""
 
@@ -42,14 +60,21 @@ class Office:
         self.life = NodeLife(slot_plans(CONFIG), Patience())
         self.applied, self.told, self.replies = [], [], asyncio.Queue()
         self.refuse = None
+        self.tiers = Tiers()
         outside = Outside(
+            tiers=self.tiers,
             apply=self.apply,
             tell=self.told.append,
             answer=lambda identity, reply: self.replies.put_nowait(reply),
         )
         self.rollout = Rollout()
         self.desk = OperatorDesk(
-            CONFIG, self.life, NoChildren(), outside, rollout=self.rollout, started_s=0.0
+            CONFIG,
+            self.life,
+            NoChildren(),
+            outside,
+            rollout=self.rollout,
+            started_s=0.0,
         )
         self.life.handle(NodeStarted(), now_s=0.0)
         for name in ("forkserver", "dispatcher"):
@@ -199,5 +224,25 @@ def test_a_message_that_is_not_for_the_supervisor_is_answered_as_such():
     async def body(office):
         office.ask(control.NodeDrained())
         assert "NodeDrained" in (await office.reply()).error
+
+    in_office(body)
+
+
+def test_the_tiers_account_is_part_of_the_status():
+    async def body(office):
+        office.life.slots["dispatcher"].life.phase = Phase.DOWN
+        office.tiers.account = KvTierStatus(state="serving", lookups=7)
+        office.ask(control.StatusRequest())
+        assert (await office.reply()).kv.lookups == 7
+
+    in_office(body)
+
+
+def test_what_is_about_tiers_goes_to_their_own_desk():
+    async def body(office):
+        office.ask(KvTierStatusRequest())
+        assert (await office.reply()).state == "serving"
+        office.ask(KvDone(call_id=3))
+        assert office.tiers.said == [KvDone(call_id=3)]
 
     in_office(body)

@@ -1,11 +1,11 @@
 import msgspec
 
-from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
+from nodeserve.config.node import GatewayKind, Listener, NodeConfig, TierSettings, Worker
 from nodeserve.ids import Generation
 from nodeserve.supervisor import plan
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.wire.kinds import ProcessKind, Role
-from nodeserve.wire.spawn import WorkerSpec
+from nodeserve.wire.spawn import DiskTierSpec, WorkerSpec
 
 RUST = Listener(name="api", socket="/run/a.sock", gateway=GatewayKind.RUST)
 PYTHON = Listener(name="full", socket="/run/b.sock", gateway=GatewayKind.PYTHON, gateways=2)
@@ -52,7 +52,32 @@ def test_only_workers_have_a_role():
     roles = {slot.name: slot.role for slot in plan.slot_plans(config()) if slot.role}
     assert roles == {"prefill-0": Role.PREFILL, "decode-0": Role.DECODE}
     kinds = {slot.kind for slot in plan.slot_plans(config())}
-    assert kinds == set(ProcessKind) - {ProcessKind.SUPERVISOR}
+    assert kinds == set(ProcessKind) - {ProcessKind.SUPERVISOR, ProcessKind.BLOCK_MANAGER}
+
+
+def test_a_node_with_tiers_has_a_block_manager_that_everybody_knows(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    disk = DiskTierSpec(directories=("/nvme",), max_bytes=1 << 40)
+    tiers = TierSettings(host_bytes=1 << 30, disk=disk, log_path="/kv.log")
+    shared = msgspec.structs.replace(config().listeners[0], kv_host_share=0.5)
+    tiered = msgspec.structs.replace(config(), tiers=tiers, listeners=(shared,))
+    (slot,) = [s for s in plan.slot_plans(tiered) if s.kind is ProcessKind.BLOCK_MANAGER]
+    assert (slot.name, slot.forkserver) == ("block-manager", "forkserver")
+    spec = plan.block_manager_spec(
+        tiered, tiers, runtime, Generation(3), arena_bytes=1 << 29, state_dir=tmp_path
+    )
+    assert (spec.disk, spec.log_path, spec.quotas) == (disk, "/kv.log", {"api": 0.5})
+    assert spec.arena_bytes == 1 << 29
+    worker = plan.worker_spec(tiered, runtime, tiered.workers[0], Generation(7))
+    assert worker.kv.tier_address == spec.tier_address
+    assert plan.dispatcher_spec(tiered, runtime, Generation(2)).names_listeners
+
+
+def test_a_node_without_tiers_tells_nobody_of_any(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    worker = plan.worker_spec(config(), runtime, config().workers[0], Generation(7))
+    assert worker.kv.tier_address is None
+    assert not plan.dispatcher_spec(config(), runtime, Generation(2)).names_listeners
 
 
 def test_a_worker_is_told_its_place_and_its_engine(tmp_path):

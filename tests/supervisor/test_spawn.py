@@ -5,7 +5,7 @@ import stat
 import msgspec
 import pytest
 
-from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
+from nodeserve.config.node import GatewayKind, Listener, NodeConfig, TierSettings, Worker
 from nodeserve.errors import ConfigError
 from nodeserve.ids import Generation
 from nodeserve.supervisor import plan as plans
@@ -13,22 +13,28 @@ from nodeserve.supervisor.exec_child import FIRST_FD, ExecSpec
 from nodeserve.supervisor.gateways import Gateways
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.spawn import Spawner
+from nodeserve.supervisor.tier_memory import TierMemory
 from nodeserve.wire.kinds import Role
-from nodeserve.wire.spawn import DispatcherSpec, PythonGatewaySpec, WorkerSpec
+from nodeserve.wire.spawn import BlockManagerSpec, DispatcherSpec, PythonGatewaySpec, WorkerSpec
+
+
+def _name(fd):
+    return socket.socket(fileno=os.dup(fd)).getsockname()
 
 
 class RecordedChildren:
     """Starts nothing; keeps what it was asked for, and what kind of file each fd was then."""
 
     def __init__(self):
-        self.forks, self.forkservers = [], []
+        self.forks, self.forkservers, self.fds = [], [], []
 
     async def start_forkserver(self, name, generation, *, modules, environment):
         self.forkservers.append((name, generation, tuple(modules), dict(environment)))
 
     async def fork(self, forkserver, generation, request, fds=()):
+        self.fds.append(list(fds))
         kinds = [stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in fds]
-        names = [socket.socket(fileno=os.dup(fd)).getsockname() for fd in fds]
+        names = [_name(fd) for fd, is_socket in zip(fds, kinds, strict=True) if is_socket]
         self.forks.append((forkserver, generation, request, kinds, names))
 
 
@@ -53,7 +59,8 @@ class Stage:
         self.runtime = RuntimeDirectory(folder / "api.sock.d")
         self.gateways = Gateways(self.config, lambda event: None, {})
         self.children = RecordedChildren()
-        self.spawner = Spawner(self.config, self.runtime, self.children, self.gateways)
+        self.memory = TierMemory.of(self.config.tiers, None)
+        self.spawner = Spawner(self.config, self.runtime, self.children, self.gateways, self.memory)
         self.plans = {slot.name: slot for slot in plans.slot_plans(self.config)}
 
     async def spawn(self, name, generation=7):
@@ -67,6 +74,8 @@ class Stage:
 
     def close(self):
         self.gateways.close()
+        if self.memory is not None:
+            self.memory.close()
         self.runtime.close(keep_logs=False)
 
 
@@ -122,7 +131,7 @@ async def test_a_simulated_worker_is_light_and_bound_to_its_cpus(stage):
 async def test_a_real_worker_is_forked_where_vllm_is_loaded_and_sees_its_own_gpus(stage):
     home, request, *_ = await stage(simulate=None).forked("decode-0")
     assert home == "forkserver-vllm"
-    assert request.environment == {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}
+    assert request.environment["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
     assert msgspec.msgpack.decode(request.spec, type=WorkerSpec).engine.tp == 2
 
 
@@ -164,3 +173,19 @@ async def test_a_key_file_that_has_gone_is_said_and_starts_nothing(stage, tmp_pa
     with pytest.raises(ConfigError, match=str(keys)):
         await here.spawn("gateway-api")
     assert here.children.forks == []
+
+
+async def test_every_block_manager_gets_the_same_memory(stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    made = stage(tiers=TierSettings(host_bytes=64 << 20))
+    await made.spawn("block-manager", 7)
+    await made.spawn("block-manager", 8)
+    first, second = made.children.forks
+    home, generation, request, kinds, _ = first
+    assert (home, generation, kinds) == ("forkserver", 7, [False, False])
+    assert request.entry == "nodeserve.block_manager.main:run"
+    spec = msgspec.msgpack.decode(request.spec, type=BlockManagerSpec)
+    assert (spec.generation, spec.arena_bytes) == (7, 64 << 20)
+    assert spec.state_dir == str(tmp_path / "state")
+    assert second[1] == 8
+    assert made.children.fds[0] == made.children.fds[1]

@@ -19,6 +19,7 @@ from nodeserve.supervisor.proc import ProcessView
 from nodeserve.supervisor.watch import LOOK_EVERY_S, Watch
 from nodeserve.wire.control import DispatcherHeartbeat, WorkerHeartbeat
 from nodeserve.wire.kinds import Role
+from nodeserve.wire.kv_control import BlockManagerHeartbeat
 
 CONFIG = NodeConfig(
     model="/m",
@@ -76,7 +77,9 @@ def watched():
     return Watched()
 
 
-@pytest.mark.parametrize("name", ["decode-0", "dispatcher", "gateway-api", "forkserver"])
+@pytest.mark.parametrize(
+    "name", ["decode-0", "dispatcher", "gateway-api", "forkserver", "block-manager"]
+)
 def test_a_stopped_process_of_any_kind_is_reported_once(watched, name):
     with watched.child(name, 3) as running:
         os.kill(running.pid, signal.SIGSTOP)
@@ -92,6 +95,7 @@ def test_a_stopped_process_of_any_kind_is_reported_once(watched, name):
     [
         ("decode-0", WorkerHeartbeat(generation=3, steps=1, num_requests=0)),
         ("dispatcher", DispatcherHeartbeat(generation=3, next_s=0.5)),
+        ("block-manager", BlockManagerHeartbeat(generation=3, next_s=0.5)),
     ],
 )
 def test_a_process_that_falls_silent_is_reported(watched, name, beat):

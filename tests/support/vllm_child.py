@@ -96,6 +96,7 @@ def _configured(spec: WorkerSpec, platform: Platform) -> object:
         "executor": config.parallel_config.distributed_executor_backend,
         "grammar": config.structured_outputs_config.backend,
         "prefix_caching": config.cache_config.enable_prefix_caching,
+        "hashes": config.cache_config.prefix_caching_hash_algo,
         "block_size": config.cache_config.block_size,
         "eager": config.model_config.enforce_eager,
     }

@@ -15,6 +15,7 @@ from nodeserve.wire.control import (
     WorkerGivenUp,
     WorkerHeartbeat,
 )
+from nodeserve.wire.kv_control import KvDone, KvPin, KvPrefix, KvTierLoad, KvTierStatus
 from nodeserve.wire.status import Quantiles, RequestTrace
 
 TRACE = RequestTrace(
@@ -36,6 +37,13 @@ TRACE = RequestTrace(
         WorkerGivenUp(generation=3, reason="does not read"),
         GatewayGivenUp(generation=4, reason="does not read"),
         DispatcherStatus(call_id=1, ttft=Quantiles(count=1, p50_ms=1.5), recent=(TRACE,)),
+        KvPin(key="ab12", call_id=3),
+        KvDone(call_id=3, error="nothing begins with ab12"),
+        KvTierStatus(
+            tiers=(KvTierLoad(name="host", hits=2), KvTierLoad(name="disk", failure="full")),
+            prefixes=(KvPrefix(key="ab12", blocks=3, hits=9),),
+            refused_engines={7: "another model"},
+        ),
     ],
 )
 def test_message_survives_the_wire(message: control.Message) -> None:

@@ -10,6 +10,7 @@ from nodeserve.ids import Generation, LegId
 from nodeserve.wire.codec import decode_map, encode
 from nodeserve.wire.control import WireFields
 from nodeserve.wire.engine_core import (
+    LISTENER,
     MAX_GRAMMAR_BYTES,
     RESUMED,
     RequestCodec,
@@ -18,6 +19,7 @@ from nodeserve.wire.engine_core import (
     encode_utility,
     generation_of,
     identity_of,
+    name_listener,
 )
 from tests.dispatcher.fakes import FIELDS, request
 
@@ -163,6 +165,40 @@ def test_decode_leg_is_the_original_with_exactly_the_handoff(codec: RequestCodec
         "stop": ["x"],
         "extra_args": {"mine": 1, "kv_transfer_params": handoff},
     }
+
+
+def test_every_leg_names_its_listener_once_it_is_known(codec: RequestCodec) -> None:
+    add = codec.decode(encode(request("a", extra_args={"x": 1})))
+    name_listener(add, "batch")
+    handoff = {"do_remote_prefill": True, "slot": 3}
+    params = [
+        decode(leg)[3]["extra_args"]["kv_transfer_params"]
+        for leg in (
+            codec.whole_leg(add, LEG),
+            codec.prefill_leg(add, LEG),
+            codec.decode_leg(add, LEG, handoff),
+            codec.resumed_leg(add, LEG, [7]),
+        )
+    ]
+    named = {LISTENER: "batch"}
+    assert params == [named, {"do_remote_decode": True, **named}, {**handoff, **named}, named]
+    assert decode(codec.resumed_leg(add, LEG, [7]))[3]["extra_args"][RESUMED] == [7]
+
+
+def test_client_cannot_pass_for_another_listener(codec: RequestCodec) -> None:
+    claim = {"kv_transfer_params": {LISTENER: "vip"}}
+    add = codec.decode(encode(request("a", extra_args=claim)))
+    name_listener(add, "batch")
+    leg = decode(codec.whole_leg(add, LEG))
+    assert leg[3]["extra_args"] == {"kv_transfer_params": {LISTENER: "batch"}}
+
+
+def test_pooling_names_nobody(codec: RequestCodec) -> None:
+    fields = request("a")
+    fields[3], fields[4] = None, [None, 64]
+    add = codec.decode(encode(fields))
+    name_listener(add, "batch")
+    assert decode(codec.whole_leg(add, LEG))[3:5] == [None, [None, 64]]
 
 
 def test_fields_are_found_by_name_not_by_place() -> None:

@@ -21,7 +21,8 @@ def answer(call: wire.UtilityCall, scheduler: Scheduler, now_s: float) -> Answer
     """Carry out a utility call.
 
     ``nodeserve_release`` takes a list of lease ids and unpins their blocks;
-    ``nodeserve_kv_stats`` returns the counters of ``Handoffs.stats``.
+    ``nodeserve_kv_stats`` returns the counters of ``Handoffs.stats`` and
+    ``Tier.stats``.
     """
     match call.method:
         case "get_supported_tasks":
@@ -35,7 +36,7 @@ def answer(call: wire.UtilityCall, scheduler: Scheduler, now_s: float) -> Answer
         case "list_loras":
             return Answer([])
         case "nodeserve_kv_stats":
-            return Answer(scheduler.handoffs.stats())
+            return Answer(scheduler.handoffs.stats() | scheduler.tier.stats())
         case "nodeserve_release":
             return _release(call.args, scheduler, now_s)
         case _:

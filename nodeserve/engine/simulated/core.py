@@ -13,6 +13,7 @@ from nodeserve.engine.simulated.calls import answer
 from nodeserve.engine.simulated.limits import Limits
 from nodeserve.engine.simulated.scheduler import Scheduler
 from nodeserve.engine.simulated.sequence import Sequence
+from nodeserve.engine.simulated.tier import Tier
 from nodeserve.engine.simulated.tokens import Vocabulary
 
 KV_EVENT_TOPIC: Final = b""
@@ -29,8 +30,15 @@ class EngineCore:
         outbox: Messages for its front end, oldest first; who sends one takes it out.
     """
 
-    def __init__(self, limits: Limits, vocabulary: Vocabulary, *, max_model_len: int) -> None:
-        self.scheduler = Scheduler(limits)
+    def __init__(
+        self,
+        limits: Limits,
+        vocabulary: Vocabulary,
+        *,
+        max_model_len: int,
+        tier: Tier | None = None,
+    ) -> None:
+        self.scheduler = Scheduler(limits, tier)
         self.outbox: deque[bytes] = deque()
         self._limits = limits
         self._vocabulary = vocabulary

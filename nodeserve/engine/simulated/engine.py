@@ -1,18 +1,24 @@
 """An engine without a model: it keeps vLLM's wire, its scheduling and its time."""
 
+import hashlib
 import os
 
 import msgspec
 import zmq
 
 from nodeserve.bus.sockets import bind, open_socket
+from nodeserve.clock import MonotonicClock
 from nodeserve.engine.base import Progress
 from nodeserve.engine.simulated.loop import OUTPUT_HIGH_WATER, EngineLoop, Sockets
-from nodeserve.engine.simulated.sizing import size_engine
+from nodeserve.engine.simulated.sizing import Sizing, size_engine
+from nodeserve.engine.simulated.tier import Tier
+from nodeserve.engine.simulated.tier_slots import TierSlots
 from nodeserve.engine.simulated.wire import FIELDS
+from nodeserve.engine.tier_client import TierClient
 from nodeserve.errors import InvariantError
 from nodeserve.wire.control import WorkerReady
 from nodeserve.wire.kinds import HANDOFF, RESUME
+from nodeserve.wire.kv_tier import KvHello
 from nodeserve.wire.spawn import WorkerSpec
 
 
@@ -55,7 +61,7 @@ class SimulatedEngine:
         self._progress("sizing the simulated engine")
         sizing = size_engine(spec)
         sockets = self._open_sockets()
-        self._loop = EngineLoop(sizing, sockets, self._stop_fd)
+        self._loop = EngineLoop(sizing, sockets, self._stop_fd, self._open_tier(sizing))
         ready = msgspec.msgpack.encode(sizing.ready_map(f"{spec.name}-{spec.generation}"))
         sockets.requests.send(ready)
         self._progress(f"simulates {sizing.profile.name} ({sizing.profile.source})")
@@ -92,6 +98,22 @@ class SimulatedEngine:
         else:
             self._loop.stop()
 
+    def _open_tier(self, sizing: Sizing) -> Tier | None:
+        """Greet the block manager, if the node has one."""
+        spec = self._spec
+        if spec.kv.tier_address is None or not sizing.limits.prefix_caching:
+            return None
+        hello = KvHello(
+            worker=spec.name,
+            generation=spec.generation,
+            pid=os.getpid(),
+            model=spec.engine.model,
+            kv_format=kv_format(sizing),
+            block_bytes=sizing.limits.block_bytes,
+        )
+        client = TierClient(spec.kv.tier_address, hello, MonotonicClock(), self._context)
+        return Tier(client, TierSlots(client), sizing.limits)
+
     def _open_sockets(self) -> Sockets:
         spec = self._spec
         identity = spec.generation.to_bytes(2, "little")
@@ -102,3 +124,10 @@ class SimulatedEngine:
         kv_events = open_socket(self._context, zmq.PUB)
         bind(kv_events, spec.kv_events_address)
         return Sockets(requests, outputs, kv_events)
+
+
+def kv_format(sizing: Sizing) -> bytes:
+    """Return the digest of what decides which simulated engines may share blocks."""
+    limits = sizing.limits
+    text = f"simulated 1 {sizing.profile.name} {limits.block_size} {limits.block_bytes}"
+    return hashlib.sha256(text.encode()).digest()

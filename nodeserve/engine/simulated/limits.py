@@ -14,6 +14,7 @@ class Limits:
         block_bytes: KV bytes of one block over all layers and ranks.
         max_num_batched_tokens: Tokens per step; at least ``max_num_seqs``.
         link: What a handoff is pulled over.
+        host_link: What blocks go over to host memory and back.
         speedup: Divides the time of a pull; ``inf`` makes it zero.
         async_load: Pulls run beside other requests' steps, not inside them.
         lease_slots: Leases that may hold at a time; past it the oldest one ends.
@@ -26,6 +27,7 @@ class Limits:
     max_num_seqs: int
     max_num_batched_tokens: int
     link: Link
+    host_link: Link
     speedup: float
     prefix_caching: bool = True
     async_load: bool = True

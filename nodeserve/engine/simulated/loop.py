@@ -13,6 +13,7 @@ from nodeserve.bus.sockets import is_readable, is_writable, recv_now
 from nodeserve.clock import MonotonicClock, unix_now_s
 from nodeserve.engine.simulated.core import EngineCore
 from nodeserve.engine.simulated.sizing import Sizing
+from nodeserve.engine.simulated.tier import Tier
 from nodeserve.engine.simulated.tokens import Vocabulary
 from nodeserve.errors import InvariantError
 from nodeserve.perf_model.latency import step_s
@@ -51,7 +52,9 @@ class EngineLoop:
         steps: Turns of the loop with work, also those that could only wait.
     """
 
-    def __init__(self, sizing: Sizing, sockets: Sockets, stop_fd: int) -> None:
+    def __init__(
+        self, sizing: Sizing, sockets: Sockets, stop_fd: int, tier: Tier | None = None
+    ) -> None:
         """Own nothing: who made the sockets closes them. ``stop_fd`` readable means stop."""
         self._sizing = sizing
         self._limits = sizing.limits
@@ -61,7 +64,9 @@ class EngineLoop:
         self._output_fd = int(sockets.outputs.getsockopt(zmq.FD))
         self._clock = MonotonicClock()
         vocabulary = Vocabulary(sizing.shape.vocab_size, sizing.shape.special_token_ids)
-        self._core = EngineCore(sizing.limits, vocabulary, max_model_len=sizing.max_model_len)
+        self._core = EngineCore(
+            sizing.limits, vocabulary, max_model_len=sizing.max_model_len, tier=tier
+        )
         self._scheduler = self._core.scheduler
         self._outbox = self._core.outbox
         self._is_stopped = False
@@ -122,15 +127,17 @@ class EngineLoop:
     def _rest(self, now_s: float) -> None:
         """Wait for something to do when no request can run."""
         next_load_s = self._scheduler.handoffs.next_load_s
+        tier_s = self._scheduler.tier.wake_s(now_s)
         self._step_end_s = 0.0
         if self._scheduler.num_requests:
             self.steps += 1
         if next_load_s is not None:
-            self._wait(min(_LOOK_UP_S, max(0.0, next_load_s - now_s)))
+            at_most_s = min(_LOOK_UP_S, max(0.0, next_load_s - now_s))
         elif self._scheduler.handoffs.num_leases or self._scheduler.num_requests:
-            self._wait(_LOOK_UP_S)
+            at_most_s = _LOOK_UP_S
         else:
-            self._wait(_IDLE_S)
+            at_most_s = _IDLE_S
+        self._wait(min(at_most_s, max(0.0, tier_s - now_s)))
 
     def _wait(self, at_most_s: float, *more_fds: int) -> None:
         """Sleep until a message, the end or the time comes; to the microsecond, unlike poll."""

@@ -15,6 +15,7 @@ from nodeserve.engine.simulated.handoffs import Handoffs
 from nodeserve.engine.simulated.kv_blocks import CacheEvent, KvBlocks, Stored
 from nodeserve.engine.simulated.limits import Limits
 from nodeserve.engine.simulated.sequence import Sequence
+from nodeserve.engine.simulated.tier import NoTier
 from nodeserve.errors import InvariantError
 from nodeserve.perf_model.latency import StepWork
 
@@ -27,9 +28,11 @@ class Scheduler:
 
     Attributes:
         handoffs: Leases and pulls; whoever answers utility calls uses it.
+        tier: What is kept below the GPU.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, tier: NoTier | None = None) -> None:
+        self.tier = tier or NoTier()
         self._limits = limits
         self._kv = KvBlocks(
             limits.num_blocks, limits.block_size, prefix_caching=limits.prefix_caching
@@ -69,7 +72,8 @@ class Scheduler:
             self.handoffs.refuse()
         sequence.events = [wire.event(wire.EVENT_QUEUED, now_s)]
         self._live[sequence.request_id] = sequence
-        heapq.heappush(self._waiting, (sequence.priority, sequence.order, sequence))
+        if not self.tier.ask(sequence):
+            self._queue(sequence)
 
     def abort(self, request_ids: list[str]) -> None:
         """End requests without an output. Unknown ids are ignored, as in vLLM."""
@@ -91,6 +95,9 @@ class Scheduler:
         self._is_short_of_blocks = False
         self.handoffs.expire(now_s)
         self._loaded.extend(self.handoffs.take_loaded(now_s))
+        for sequence in self.tier.take_answered(now_s):
+            self._queue(sequence)
+        self._loaded.extend(self.tier.take_loaded(now_s))
         for sequence in self._needs_block:
             if sequence.blocks:
                 self._grow(sequence, 1, now_s)
@@ -158,7 +165,7 @@ class Scheduler:
         """Return vLLM's SchedulerStats, and begin to count look-ups anew."""
         looked_up, self._prefix_stats = self._prefix_stats, wire.PrefixStats()
         running = len(self._decoding) + len(self._prefilling)
-        loading = len(self.handoffs.loading)
+        loading = len(self.handoffs.loading + self.tier.loading)
         return wire.scheduler_stats(
             running=running,
             waiting=len(self._live) - running - loading,
@@ -173,8 +180,9 @@ class Scheduler:
         self.handoffs.check()
         running = [*self._decoding, *self._prefilling]
         running += [sequence for sequence in self._loaded if sequence.is_live]
-        loading = self.handoffs.loading
+        loading = self.handoffs.loading + self.tier.loading
         waiting = [sequence for _, _, sequence in self._waiting if sequence.is_live]
+        waiting += self.tier.asking
         if len({*running, *loading, *waiting}) != len(self._live):
             raise InvariantError(
                 f"simulated engine: {len(self._live)} requests, but {len(running)} run, "
@@ -208,9 +216,10 @@ class Scheduler:
                 if not self._waiting or not self._begin(self._waiting[0][2], budget, now_s):
                     return
                 sequence = heapq.heappop(self._waiting)[2]
-                if sequence.handoff is not None and self._limits.async_load:
+                pulls = sequence.handoff is not None and self._limits.async_load
+                if pulls or sequence.is_loading:
                     continue
-            sequence.handoff = None
+            sequence.handoff, sequence.is_loading = None, False
             sequence.events.append(wire.event(wire.EVENT_SCHEDULED, now_s))
             self._prefilling.append(sequence)
             budget -= sequence.chunk
@@ -227,7 +236,8 @@ class Scheduler:
             cached = self._kv.match(sequence.hashes[:num_full])
         local = len(cached) * block_size
         handed = sequence.handoff.num_tokens if sequence.handoff else 0
-        held = max(local, handed)
+        onboarded = 0 if handed else self.tier.found(sequence, len(cached))
+        held = max(local + onboarded * block_size, handed)
         # The last known token is always computed here: its output is the next token.
         computed = min(held, num_tokens - 1)
         chunk = min(budget, num_tokens - computed)
@@ -245,25 +255,17 @@ class Scheduler:
             self._pull_s += self.handoffs.pull(sequence, missing, now_s)
         else:
             sequence.handoff = None
+            self.tier.load(sequence, len(cached), onboarded, now_s)
         if sequence.num_preemptions == 0 and not sequence.is_resumed:
             self._count_prefill(sequence, local, held - local)
         return True
 
     def _count_prefill(self, sequence: Sequence, local: int, external: int) -> None:
-        num_prompt = len(sequence.prompt)
         if sequence.reads_prefix_cache:
             self._prefix_stats.requests += 1
-            self._prefix_stats.queries += num_prompt
+            self._prefix_stats.queries += len(sequence.prompt)
             self._prefix_stats.hits += local
-        cacheable = num_prompt // self._limits.block_size * self._limits.block_size
-        sequence.prefill_stats = {
-            "num_prompt_tokens": num_prompt,
-            "num_computed_tokens": num_prompt - local - external,
-            "num_cached_tokens": local + external,
-            "num_local_cached_tokens": local,
-            "num_external_cached_tokens": external,
-            "num_cache_creation_tokens": max(0, cacheable - local - external),
-        }
+        sequence.count_prefill(self._limits.block_size, local, external)
 
     def _grow(self, sequence: Sequence, count: int, now_s: float) -> bool:
         """Give a running request more blocks; False when it had to make room itself."""
@@ -286,6 +288,9 @@ class Scheduler:
         sequence.computed = sequence.chunk = sequence.num_stored = 0
         sequence.num_preemptions += 1
         sequence.events.append(wire.event(wire.EVENT_PREEMPTED, now_s))
+        self._queue(sequence)
+
+    def _queue(self, sequence: Sequence) -> None:
         heapq.heappush(self._waiting, (sequence.priority, sequence.order, sequence))
 
     # --------------------------------------------------------------------------- finishing
@@ -368,6 +373,7 @@ class Scheduler:
         )
         self._kv.store(stored, sequence.blocks[first:full])
         sequence.num_stored = full
+        self.tier.store(sequence, first, full)
 
     def _finish(self, sequence: Sequence, row: wire.Row) -> None:
         """Write a request's end into its last row."""
@@ -384,6 +390,7 @@ class Scheduler:
 
     def _end(self, sequence: Sequence) -> None:
         sequence.is_live = False
+        self.tier.forget(sequence)
         del self._live[sequence.request_id]
         self._kv.release(sequence.blocks)
         sequence.blocks = []

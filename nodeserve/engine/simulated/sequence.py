@@ -8,7 +8,7 @@ from nodeserve.engine.simulated import wire
 from nodeserve.engine.simulated.tokens import CHUNK_TOKENS, Vocabulary, stream_key
 from nodeserve.ids import BlockHash
 from nodeserve.kv.block_hash import NO_SEED, hash_blocks, root_seed
-from nodeserve.wire.engine_core import RESUMED
+from nodeserve.wire.engine_core import LISTENER, RESUMED
 
 _NEVER: Final = 1 << 62
 
@@ -31,6 +31,9 @@ class Sequence:
         handoff: What a decode leg is to pull; None once pulled and for others.
         is_prefill_leg: Whether its blocks stay under a lease when it ends.
         is_resumed: Whether another engine has sent its first output.
+        listener: Whose request it is; empty where that is not said.
+        num_onboarded: How many of its first blocks came from a tier below.
+        is_loading: Whether it waits for blocks of a tier below.
     """
 
     __slots__ = (
@@ -47,9 +50,12 @@ class Sequence:
         "handoff",
         "hashes",
         "is_live",
+        "is_loading",
         "is_prefill_leg",
         "is_resumed",
         "limit",
+        "listener",
+        "num_onboarded",
         "num_preemptions",
         "num_stored",
         "order",
@@ -90,6 +96,8 @@ class Sequence:
         self.hashes: list[BlockHash] = []
         self.num_stored = 0
         self.num_preemptions = 0
+        self.num_onboarded = 0
+        self.is_loading = False
         self.is_live = True
         self.events: list[dict[str, object]] = []
         self.prefill_stats: dict[str, int] | None = None
@@ -174,6 +182,27 @@ class Sequence:
         wire.put(row, wire.FINISH_REASON, wire.FINISH_STOP if stopped else wire.FINISH_LENGTH)
         wire.put(row, wire.STOP_REASON, self.stop_reason)
 
+    def count_prefill(self, block_size: int, local: int, external: int) -> None:
+        """Take note of how many of its tokens were cached here, and elsewhere."""
+        num_prompt = len(self.prompt)
+        cacheable = num_prompt // block_size * block_size
+        self.prefill_stats = {
+            "num_prompt_tokens": num_prompt,
+            "num_computed_tokens": num_prompt - local - external,
+            "num_cached_tokens": local + external,
+            "num_local_cached_tokens": local,
+            "num_external_cached_tokens": external,
+            "num_cache_creation_tokens": max(0, cacheable - local - external),
+        }
+
+    def lose_loaded(self, computed: int) -> None:
+        """Take note that only the first ``computed`` tokens of what was to be loaded are here."""
+        lost, self.computed = self.computed - computed, computed
+        if (stats := self.prefill_stats) is not None:
+            stats["num_computed_tokens"] += lost
+            stats["num_cached_tokens"] -= lost
+            stats["num_external_cached_tokens"] -= lost
+
     def _others(self, token: int, count: int) -> tuple[int, ...]:
         """Return the token ids of the likeliest ``count``: ``token`` is always the first."""
         if count == 0:
@@ -200,8 +229,10 @@ class Sequence:
         self.handoff: wire.Handoff | None = None
         self.is_prefill_leg = False
         self.pending_load_failure = False
+        self.listener = ""
         if not isinstance(params, dict):
             return
+        self.listener = str(params.get(LISTENER, ""))
         if params.get("do_remote_decode"):
             self.is_prefill_leg = True
         elif params.get("do_remote_prefill"):

@@ -9,7 +9,7 @@ from nodeserve.engine.simulated.wire import FIELDS
 from nodeserve.errors import ConfigError
 from nodeserve.perf_model.model_shape import ModelShape, parse_model_shape
 from nodeserve.perf_model.profile import Profile
-from nodeserve.perf_model.roofline import gpu_spec, handoff_link, parse_system
+from nodeserve.perf_model.roofline import gpu_spec, handoff_link, host_link, parse_system
 from nodeserve.wire.spawn import WorkerSpec
 
 _BLOCK_SIZE: Final = 16
@@ -95,6 +95,7 @@ def size_engine(spec: WorkerSpec) -> Sizing:
         max_num_seqs=args.size("max_num_seqs", _MAX_NUM_SEQS),
         max_num_batched_tokens=args.size("max_num_batched_tokens", _MAX_NUM_BATCHED_TOKENS),
         link=handoff_link(gpu_spec(gpu)),
+        host_link=host_link(gpu_spec(gpu)),
         speedup=_checked_speedup(spec),
         prefix_caching=engine.args.get("enable_prefix_caching") is not False,
         async_load=spec.kv.async_load,

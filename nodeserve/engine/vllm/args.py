@@ -11,7 +11,13 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 
 from nodeserve.engine.vllm.environment import Platform, needs_connector
 from nodeserve.errors import ConfigError
-from nodeserve.wire.spawn import GRAMMAR_BACKEND, WorkerSpec
+from nodeserve.wire.spawn import GRAMMAR_BACKEND, PREFIX_HASH_ALGO, WorkerSpec
+
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "enable_prefix_caching": True,
+    # Blocks below the GPU are found by it; another one is refused beside a host tier.
+    "prefix_caching_hash_algo": PREFIX_HASH_ALGO,
+}
 
 CPU_DEFAULTS: Final[Mapping[str, Any]] = {
     "enforce_eager": True,
@@ -68,7 +74,7 @@ def vllm_config(
     given = dict(spec.engine.args)
     require_supported(given)
     defaults = dict(CPU_DEFAULTS) if platform is Platform.CPU else {}
-    arguments = {"enable_prefix_caching": True, **defaults, **given, **_owned(spec)}
+    arguments = {**DEFAULTS, **defaults, **given, **_owned(spec)}
     arguments["kv_transfer_config"] = transfer
     grammar = _grammar(given.get("structured_outputs_config"))
     try:

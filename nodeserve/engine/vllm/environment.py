@@ -3,11 +3,19 @@
 import enum
 import importlib.metadata
 from collections.abc import Callable
+from typing import Final
 
 from nodeserve.config.release import VLLM_DISTRIBUTIONS
 from nodeserve.errors import ConfigError
 from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import WorkerSpec
+
+HASH_SEED: Final = "0"
+"""What vLLM derives the first block's hash from, so that all workers, of every start, name equal
+blocks alike. Source: vllm/v1/core/kv_cache_utils.py, resolve_none_hash_seed (0.32).
+
+Gateways keep Python's own secret seed: what clients send lies in their dictionaries.
+"""
 
 
 class Platform(enum.StrEnum):
@@ -95,9 +103,10 @@ def platform_environment(platform: Platform) -> dict[str, str]:
 
 def worker_environment(spec: WorkerSpec) -> dict[str, str]:
     """Return what must be set in one worker before it touches a device or starts a child."""
+    common = {"PYTHONHASHSEED": HASH_SEED}
     if spec.gpu_uuids:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(spec.gpu_uuids)}
-    return {"OMP_NUM_THREADS": str(threads_per_rank(spec))}
+        return common | {"CUDA_VISIBLE_DEVICES": ",".join(spec.gpu_uuids)}
+    return common | {"OMP_NUM_THREADS": str(threads_per_rank(spec))}
 
 
 def threads_per_rank(spec: WorkerSpec) -> int:

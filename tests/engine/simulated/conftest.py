@@ -23,6 +23,7 @@ def make_limits(**changes) -> Limits:
         "max_num_seqs": 8,
         "max_num_batched_tokens": 32,
         "link": Link(setup_s=1.0, bytes_per_s=1000.0),
+        "host_link": Link(setup_s=1.0, bytes_per_s=1000.0),
         "speedup": 1.0,
     }
     return Limits(**(sizes | changes))

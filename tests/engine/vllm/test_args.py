@@ -61,6 +61,7 @@ def test_the_node_decides_connector_events_executor_and_grammar(outcomes, node) 
         "executor": "uni",
         "grammar": "xgrammar",
         "prefix_caching": True,
+        "hashes": "sha256_cbor",
         "block_size": 64,
         "eager": True,
     }

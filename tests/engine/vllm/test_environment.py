@@ -57,7 +57,8 @@ def test_no_vllm_is_said_with_what_to_do() -> None:
 
 def test_a_gpu_worker_sees_its_own_gpus_by_uuid() -> None:
     spec = worker(tp=2, gpu_uuids=("GPU-a", "GPU-b"))
-    assert environment.worker_environment(spec) == {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b"}
+    found = environment.worker_environment(spec)
+    assert found == {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b", "PYTHONHASHSEED": "0"}
 
 
 @pytest.mark.parametrize("role", Role)
@@ -73,7 +74,8 @@ def test_every_role_hands_over_on_cpu_and_none_on_gpus_yet(role) -> None:
 @pytest.mark.parametrize(("tp", "cpus", "threads"), [(1, 4, "4"), (2, 4, "2"), (1, 0, "1")])
 def test_a_cpu_worker_computes_with_its_share_of_threads(tp, cpus, threads) -> None:
     spec = worker(tp=tp, cpus=tuple(range(cpus)))
-    assert environment.worker_environment(spec) == {"OMP_NUM_THREADS": threads}
+    found = environment.worker_environment(spec)
+    assert found == {"OMP_NUM_THREADS": threads, "PYTHONHASHSEED": "0"}
 
 
 def test_the_engine_stays_in_the_workers_process_on_either_platform() -> None:
