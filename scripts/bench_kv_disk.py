@@ -2,8 +2,8 @@
 
 Both write and read with O_DIRECT where the file system has it. The store writes and reads records
 (a page of header before each payload, a checksum over all of it); fio writes and reads blocks of
-the payload's size in a preallocated file, by as many jobs as the store has threads. Ratios are of
-medians over rounds that alternate, for the disk under them may have other users.
+the payload's size in a preallocated file, by as many jobs as the store has threads. The two take
+turns, and the ratio is the median of the rounds' own ratios, for the disk may have other users.
 """
 
 import json
@@ -35,20 +35,18 @@ RECORD_BYTES: Final = (256 << 10, 1 << 20)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One size and direction: bytes per second of payload; ``fio_bytes_per_s`` None without fio."""
+    """One size and direction: median bytes per second of payload, and of the rounds' ratios.
+
+    The latter two are None without fio.
+    """
 
     operation: str
     record_bytes: int
     threads: int
     store_bytes_per_s: float
     fio_bytes_per_s: float | None
+    ratio: float | None
     direct: bool
-
-    @property
-    def ratio(self) -> float | None:
-        """The store's part of what fio reaches."""
-        fio = self.fio_bytes_per_s
-        return None if fio is None else self.store_bytes_per_s / fio
 
 
 def run(
@@ -73,15 +71,17 @@ def run(
                     shape = (record_bytes, total_bytes, jobs)
                     fio_rates[operation] += fio_rate(path, operation, shape, direct=is_direct)
         for operation in ("write", "read"):
-            fio = fio_rates[operation]
+            ours, fio = store_rates[operation], fio_rates[operation]
+            ratios = [a / b for a, b in zip(ours, fio, strict=False)]
             rows.append(
                 Row(
                     operation,
                     record_bytes,
                     threads[operation],
-                    statistics.median(store_rates[operation]),
-                    statistics.median(fio) if fio else None,
-                    is_direct,
+                    store_bytes_per_s=statistics.median(ours),
+                    fio_bytes_per_s=statistics.median(fio) if fio else None,
+                    ratio=statistics.median(ratios) if ratios else None,
+                    direct=is_direct,
                 )
             )
     return rows

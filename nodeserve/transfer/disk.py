@@ -87,6 +87,8 @@ class LogDiskStore:
 
     def contains(self, keys: Sequence[bytes]) -> list[bool]:
         """Return for each key whether a read would be tried."""
+        if self._is_closed:
+            return [False] * len(keys)
         if len(self._directories) == 1:
             index = self._directories[0].desk.log.index
             return [key in index for key in keys]

@@ -303,12 +303,12 @@ class Desk:
     def _add_reads_behind(self, batch: list[tuple[Transfer, Place]]) -> None:
         """Add what waits next, as long as it is next on disk and the other readers get theirs."""
         read, place = batch[0]
-        num_bytes = read.length
+        num_bytes = place.num_bytes
         most = -(-len(self._reads) // self._options.num_readers)
         while self._reads and len(batch) < most and record_bytes(read.length) == place.num_bytes:
             read = self._reads[0]
-            num_bytes += read.length
             at = Place(place.segment, place.offset + place.num_bytes, record_bytes(read.length))
+            num_bytes += at.num_bytes
             if num_bytes > self._options.read_batch_bytes or not self._log.is_at(read.key, at):
                 return
             place = at

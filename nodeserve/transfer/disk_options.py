@@ -18,7 +18,7 @@ class DiskOptions:
     num_writers: int = 4
     batch_records: int = 32
     batch_bytes: int = 4 << 20
-    read_batch_bytes: int = 1 << 20
+    read_batch_bytes: int = 2 << 20
     max_queued_reads: int = 1024
     max_queued_writes: int = 128
     checkpoint_interval_s: float = 60.0

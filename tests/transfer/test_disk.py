@@ -37,7 +37,7 @@ def test_blocks_come_back_as_they_were(tmp_path) -> None:
     assert driver.get(1)
     assert not driver.get(0)
     driver.close()
-    assert (store.state, driver.put(2), store.contains([key_of(2)])) == ("off", False, [False])
+    assert (store.state, driver.put(2), store.contains([key_of(1)])) == ("off", False, [False])
 
 
 @pytest.mark.parametrize("num_directories", [1, 2, 3])

@@ -106,7 +106,7 @@ def test_a_batch_lies_in_one_piece_of_one_segment(desk) -> None:
 
 
 def test_reads_behind_one_another_are_one_and_every_reader_gets_a_share(told) -> None:
-    options = DiskOptions(num_readers=2, read_batch_bytes=3 * LENGTH)
+    options = DiskOptions(num_readers=2, read_batch_bytes=3 * (4096 + LENGTH))
     desk = Desk("d", DiskLog(LogShape(1 << 20, SEGMENT_BYTES, 4)), options, told)
     do_jobs(desk)
     for number in range(9):

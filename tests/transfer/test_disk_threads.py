@@ -12,6 +12,7 @@ from nodeserve.transfer.disk_recover import CHECKPOINT
 from tests.support.disk import (
     SEGMENT_BYTES,
     Call,
+    Slots,
     StoreDriver,
     key_of,
     payload_of,
@@ -92,6 +93,20 @@ def test_a_block_asked_for_with_another_length_is_a_miss(driver) -> None:
     driver.length = 9000
     assert not driver.get(1)
     assert driver.store.stats().misses == {"length": 2}
+
+
+def test_many_of_the_smallest_blocks_asked_for_at_once_are_all_right(tmp_path) -> None:
+    options = DiskOptions(segment_bytes=4 << 20, num_readers=1, read_batch_bytes=64 << 10)
+    driver = StoreDriver(tmp_path, max_bytes=32 << 20, length=1, options=options)
+    assert all(driver.put(number) for number in range(300))
+    slots, calls = Slots(300, 4096), [Call() for _ in range(300)]
+    for number, call in enumerate(calls):
+        assert driver.store.read(key_of(number), slots.at(number), 1, call)
+    assert all(call.wait() for call in calls)
+    assert [slots.get(number, 1) for number in range(300)] == [
+        payload_of(number, 1) for number in range(300)
+    ]
+    driver.close()
 
 
 def test_blocks_that_are_read_again_and_again_outlive_many_segments(driver) -> None:
