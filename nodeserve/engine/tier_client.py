@@ -161,10 +161,13 @@ class TierClient:
         """
         if self.tier is None or not keys or self._num_calls >= MAX_CALLS:
             return None
-        call = Lookup(self._next_call(), self._clock.now_s() + ANSWER_S + disk_s)
+        now_s = self._clock.now_s()
+        call = Lookup(self._next_call(), now_s + ANSWER_S + disk_s)
         self._lookups[call.call_id] = call
         self.counts.lookups += 1
-        self._send(KvLookup(call_id=call.call_id, listener=listener, keys=keys, deadline_s=disk_s))
+        self._send(
+            KvLookup(call_id=call.call_id, listener=listener, keys=keys, deadline_s=now_s + disk_s)
+        )
         return call
 
     def release(self, lookup: Lookup) -> None:

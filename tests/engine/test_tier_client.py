@@ -77,7 +77,7 @@ def address(tmp_path):
 
 @pytest.fixture
 def clock():
-    return ManualClock()
+    return ManualClock(1000.0)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_nothing_is_asked_before_the_tier_is_there(client):
 
 def test_a_lookup_is_answered_and_its_pins_given_back_once(joined, manager):
     lookup = joined.lookup("api", KEYS, disk_s=0.0)
-    assert manager.heard() == KvLookup(call_id=1, listener="api", keys=KEYS)
+    assert manager.heard() == KvLookup(call_id=1, listener="api", keys=KEYS, deadline_s=1000.0)
     assert not lookup.answered
     hear(joined, manager, KvFound(call_id=1, slots=join_slots([5, ABSENT])))
     assert lookup.answered
@@ -137,9 +137,9 @@ def test_what_found_nothing_holds_no_pins(joined, manager):
     assert manager.hears_nothing()
 
 
-def test_a_lookup_that_waits_for_the_disk_is_answered_by_the_second_message(joined, manager):
+def test_a_lookup_that_waits_for_the_disk_is_answered_by_the_second_message(joined, manager, clock):
     lookup = joined.lookup("api", KEYS, disk_s=1.0)
-    assert manager.heard().deadline_s == 1.0
+    assert manager.heard().deadline_s == clock.now_s() + 1.0
     hear(joined, manager, KvFound(call_id=1, slots=join_slots([5, ABSENT]), num_pending=1))
     assert not lookup.answered
     hear(joined, manager, KvFound(call_id=1, slots=join_slots([5, 6])))
