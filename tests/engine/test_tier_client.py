@@ -147,6 +147,25 @@ def test_a_lookup_that_waits_for_the_disk_is_answered_by_the_second_message(join
     assert lookup.slots == [5, 6]
 
 
+def test_nobody_waits_for_the_disk_of_a_block_manager_that_says_nothing(joined, manager, clock):
+    lookup = joined.lookup("api", KEYS, disk_s=10.0)
+    clock.advance(ANSWER_S)
+    joined.poll()
+    assert lookup.answered
+    assert joined.tier is None
+
+
+def test_a_block_manager_of_which_nothing_is_heard_is_greeted_again(joined, manager, clock):
+    welcome = joined.welcome
+    clock.advance(HELLO_EVERY_S)
+    joined.poll()
+    assert isinstance(manager.heard(), KvHello)
+    hear(joined, manager, welcome)
+    joined.poll()
+    assert manager.hears_nothing()
+    assert joined.welcome is welcome
+
+
 def test_a_disk_past_its_deadline_leaves_what_the_host_has(joined, manager, clock):
     lookup = joined.lookup("api", KEYS, disk_s=1.0)
     manager.heard()
@@ -156,6 +175,7 @@ def test_a_disk_past_its_deadline_leaves_what_the_host_has(joined, manager, cloc
     assert lookup.answered
     assert lookup.slots == [5, ABSENT]
     assert joined.tier is not None
+    assert isinstance(manager.heard(), KvHello)  # so long nothing was heard of it
     joined.release(lookup)
     assert manager.heard() == KvRelease(call_ids=(1,))
 
