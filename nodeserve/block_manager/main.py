@@ -12,8 +12,9 @@ import uvloop
 from nodeserve.block_manager.disk import OpenStore
 from nodeserve.block_manager.service import BlockManager, decode_spec, tier_config
 from nodeserve.clock import MonotonicClock
-from nodeserve.errors import ConfigError, InvariantError
+from nodeserve.errors import InvariantError
 from nodeserve.telemetry.logging import setup
+from nodeserve.transfer.disk import open_disk_store
 from nodeserve.transfer.disk_store import DiskStore, OnLost
 from nodeserve.wire.spawn import BlockManagerSpec, DiskTierSpec
 
@@ -32,7 +33,7 @@ def run(spec_bytes: bytes, fds: list[int]) -> None:
         PeerError: An address is in use.
         InvariantError: A bug; a successor finds what was READY.
     """
-    serve(spec_bytes, fds, no_disk)
+    serve(spec_bytes, fds, open_disk)
 
 
 def serve(spec_bytes: bytes, fds: list[int], open_store: OpenStore) -> None:
@@ -45,10 +46,9 @@ def serve(spec_bytes: bytes, fds: list[int], open_store: OpenStore) -> None:
     uvloop.run(_serve(spec, fds, open_store))
 
 
-def no_disk(spec: DiskTierSpec, namespace: bytes, on_lost: OnLost) -> DiskStore:
-    """Refuse the disk tier."""
-    text = f"disk tier: {len(spec.directories)} directories for {namespace.hex()} {on_lost}"
-    raise ConfigError(text)
+def open_disk(spec: DiskTierSpec, namespace: bytes, on_lost: OnLost) -> DiskStore:
+    """Open the directories of the disk tier; see ``transfer.disk.open_disk_store``."""
+    return open_disk_store(spec, namespace, on_lost=on_lost)
 
 
 async def _serve(spec: BlockManagerSpec, fds: list[int], open_store: OpenStore) -> None:

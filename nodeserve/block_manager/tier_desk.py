@@ -82,8 +82,7 @@ class TierDesk:
 
     def adopt(self, generations: frozenset[int] | None) -> None:
         """Take over what the directory says, of a predecessor that knew ``generations``."""
-        entries = ((slot, self._directory.entry(slot)) for slot in range(self.shape.num_slots))
-        found = {slot: _found(entry) for slot, entry in entries if _is_used(entry)}
+        found = {slot: _found(entry) for slot, entry in self._directory.used().items()}
         now_s = self._clock.now_s()
         self.obey(self.tier.adopt(Predecessor(found, generations), now_s=now_s))
 
@@ -182,10 +181,6 @@ class TierDesk:
     def _log_eviction(self, key: bytes, tenant: int) -> None:
         if self._log is not None:
             self._log.add(Op.EVICT, self.tier.room.books[tenant].name, key)
-
-
-def _is_used(entry: SlotEntry) -> bool:
-    return entry.state != SlotState.FREE or entry.sequence % 2 == 1
 
 
 def _found(entry: SlotEntry) -> FoundSlot:

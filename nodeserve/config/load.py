@@ -4,6 +4,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -258,15 +259,24 @@ def _workers(
 
 
 def _compare_sizes(workers: Sequence[Worker], problems: Problems) -> None:
-    """Warn where a decode worker cannot fetch what a prefill worker has computed."""
-    prefill = {worker.tp for worker in workers if worker.role is Role.PREFILL}
-    decode = {worker.tp for worker in workers if worker.role is Role.DECODE}
-    if prefill and decode and prefill != decode:
-        sizes = [", ".join(map(str, sorted(each))) for each in (prefill, decode)]
-        problems.warn(
-            f"prefill workers have tp = {sizes[0]}, decode workers tp = {sizes[1]}: KV is handed "
-            "over between equal sizes only, so decode workers compute prompts again; use one size"
-        )
+    """Note sizes between which no worker can fetch what another one has computed."""
+    handing_over = [worker for worker in workers if worker.role is not Role.AGGREGATED]
+    if len({worker.role for worker in handing_over}) < 2:
+        return
+    for name in ("kv_cache_dtype", "dtype"):
+        found = {str(worker.args.get(name, "auto")) for worker in handing_over}
+        if len(found) > 1:
+            problems.add(
+                f"`{name}` of prefill and decode workers",
+                f"is {' and '.join(sorted(found))}: KV is handed over as it is; use one",
+            )
+    blocks = {size for worker in handing_over if type(size := worker.args.get("block_size")) is int}
+    for smaller, larger in pairwise(sorted(blocks)):
+        if larger % max(1, smaller):
+            problems.add(
+                "`block_size` of prefill and decode workers",
+                f"is {smaller} and {larger}: let one divide the other",
+            )
 
 
 def role_defaults(role: Role) -> dict[str, ArgValue]:

@@ -85,6 +85,16 @@ class SlotDirectory:
         """Return what the directory says of ``slot``."""
         return SlotEntry(*_ENTRY.unpack_from(self._map, _at(slot)))
 
+    def used(self) -> dict[int, SlotEntry]:
+        """Return every entry that says more than that its slot is FREE, by slot."""
+        whole = memoryview(self._map)[HEADER_BYTES : _at(self.shape.num_slots)]
+        with whole:
+            return {
+                slot: SlotEntry(*raw)
+                for slot, raw in enumerate(_ENTRY.iter_unpack(whole))
+                if raw[1] != SlotState.FREE or raw[0] % 2
+            }
+
     def write(self, slot: int, state: SlotState, key: bytes, *, crc: int = 0, tenant: int) -> None:
         """Say what ``slot`` holds from now on; readers of what it held before find out."""
         at = _at(slot)

@@ -34,7 +34,8 @@ import sys
 from nodeserve.block_manager.main import run, serve
 from tests.block_manager.fake_store import open_fake_store
 fds = [int(fd) for fd in sys.argv[2:]]
-serve(bytes.fromhex(sys.argv[1]), fds, open_fake_store)
+spec = bytes.fromhex(sys.argv[1])
+run(spec, fds) if b"real-disk" in spec else serve(spec, fds, open_fake_store)
 heavy = {"torch", "vllm", "numpy"} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -101,7 +102,9 @@ class Node:
 
     def hear(self, kind):
         until_s = time.monotonic() + WITHIN_S
-        while self._control.poll(max(0, until_s - time.monotonic()) * 1000):
+        while time.monotonic() < until_s and self.process.poll() is None:
+            if not self._control.poll(100):
+                continue
             identity, frame = self._control.recv_multipart()
             message = control.decode(frame)
             if identity == str(self.spec.generation).encode() and isinstance(message, kind):

@@ -213,11 +213,39 @@ def test_a_count_that_cannot_be_is_one_problem(load, wish):
     assert len(refusal(load, wish=wish).splitlines()) == 1
 
 
-@pytest.mark.parametrize(("prefill", "decode", "warned"), [(1, 2, True), (2, 2, False)])
-def test_sizes_between_which_nothing_is_handed_over_are_warned_of(load, prefill, decode, warned):
+@pytest.mark.parametrize(("prefill", "decode"), [(1, 2), (2, 1), (2, 2)])
+def test_workers_of_any_tensor_parallel_sizes_hand_over(load, prefill, decode):
     wish = Wish(prefill=1, decode=1, tp_prefill=prefill, tp_decode=decode)
-    warnings = load(simulate="8xh100-sxm", wish=wish).warnings
-    assert any("tp = 1, decode workers tp = 2" in text for text in warnings) is warned
+    assert load(simulate="8xh100-sxm", wish=wish).warnings == ()
+
+
+def workers_with(prefill, decode):
+    return f"""
+        [[workers]]
+        role = "prefill"
+        args = {{ {prefill} }}
+        [[workers]]
+        role = "decode"
+        args = {{ {decode} }}
+    """
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "text"),
+    [
+        ("block_size = 48", "block_size = 32", "is 32 and 48: let one divide the other"),
+        ("", 'kv_cache_dtype = "fp8"', "`kv_cache_dtype` of prefill and decode workers is auto"),
+        ('dtype = "float32"', 'dtype = "bfloat16"', "is bfloat16 and float32"),
+    ],
+)
+def test_workers_between_which_nothing_could_be_handed_over_are_refused(
+    load, prefill, decode, text
+):
+    assert text in refusal(load, workers_with(prefill, decode), simulate="8xh100-sxm")
+
+
+def test_block_sizes_may_divide_one_another(load):
+    assert load(workers_with("block_size = 16", "block_size = 64"), simulate="8xh100-sxm")
 
 
 def test_a_file_that_is_not_there_is_named(load):

@@ -6,33 +6,37 @@ do not depend on what else is in the batch.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = "{% for m in messages %}{{m['role']}}: {{m['content']}}\n{% endfor %}assistant:"
 
 
-def make(folder: str) -> None:
-    """Write the model and its tokenizer into ``folder``, unless they are there."""
+def make(folder: str, **changes: Any) -> None:
+    """Write the model and its tokenizer into ``folder``, unless they are there.
+
+    ``changes`` are settings of the model's configuration that are to differ.
+    """
     if (Path(folder) / "tokenizer.json").exists():
         return
     torch.manual_seed(1234)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=264,
-            hidden_size=256,
-            intermediate_size=688,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=2048,
-            bos_token_id=1,
-            eos_token_id=2,
-            tie_word_embeddings=False,
-        )
-    )
+    settings = {
+        "vocab_size": 264,
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,
+    }
+    config = AutoConfig.for_model(**{"model_type": "llama", **settings, **changes})
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name:

@@ -10,6 +10,7 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,8 +26,8 @@ from nodeserve.wire.spawn import PythonGatewaySpec, WorkerSpec
 from tests.support import tiny_model
 
 
-def make_model(folder: str) -> None:
-    tiny_model.make(folder)
+def make_model(folder: str, changes: dict[str, Any]) -> None:
+    tiny_model.make(folder, **changes)
 
 
 def configure(specs: list[tuple[WorkerSpec, Platform]], pipe: Connection) -> None:

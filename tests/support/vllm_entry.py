@@ -39,13 +39,18 @@ def sum_reports(reports: list[tuple[int, float, int]], pipe: Connection) -> None
     _child().sum_reports(reports, pipe)
 
 
-def make_model(folder: str) -> None:
-    _child().make_model(folder)
+def make_model(folder: str, **changes: Any) -> None:
+    _child().make_model(folder, changes)
 
 
 def check_resume(check: str, pipe: Connection) -> None:
     """Answer with what a function of ``vllm_resume`` finds."""
     getattr(importlib.import_module("tests.support.vllm_resume"), check)(pipe)
+
+
+def check_kv_groups(check: str, pipe: Connection) -> None:
+    """Answer with what a function of ``vllm_kv_groups`` finds."""
+    getattr(importlib.import_module("tests.support.vllm_kv_groups"), check)(pipe)
 
 
 def _child() -> Any:

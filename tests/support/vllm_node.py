@@ -78,7 +78,7 @@ class VllmNode:
     """Engines by generation, driven one call at a time."""
 
     def __init__(self, context: Any, folder: Path, model: Path) -> None:
-        self.folder, self._context, self._model = folder, context, model
+        self.folder, self._context, self.model = folder, context, model
         self._zmq = zmq.Context()
         self._input = self._zmq.socket(zmq.ROUTER)
         self._output = self._zmq.socket(zmq.PULL)
@@ -105,7 +105,7 @@ class VllmNode:
             output_address=f"ipc://{folder}/out",
             kv_events_address=f"ipc://{folder}/kv-{generation}",
             engine=EngineSpec(
-                model=str(self._model),
+                model=str(self.model),
                 served_model_name="tiny",
                 tp=tp,
                 args=ENGINE_ARGS | args,

@@ -100,3 +100,11 @@ def test_a_reader_refuses_slots_that_are_not_there(reader):
 
 def test_no_directory_has_no_shape(memory):
     assert found_shape(memory.fd) is None
+
+
+def test_a_successor_is_told_of_every_slot_that_is_not_plainly_free(memory, directory):
+    directory.write(1, SlotState.READY, KEY, tenant=7)
+    directory.write(2, SlotState.READY, OTHER, tenant=7)
+    directory.write(2, SlotState.FREE, b"", tenant=0)
+    os.pwrite(memory.fd, struct.pack("<Q", 5), HEADER_BYTES + 6 * 64)  # its writer died
+    assert directory.used() == {1: directory.entry(1), 6: directory.entry(6)}

@@ -29,7 +29,7 @@ from nodeserve.clock import MonotonicClock
 from nodeserve.engine.vllm.connector_messages import LoadReport, PoolHandshake
 from nodeserve.engine.vllm.connector_scheduler import ConnectorSettings, SchedulerSide
 from nodeserve.engine.vllm.connector_worker import WorkerSide
-from nodeserve.engine.vllm.host_tier import tier_scheduler
+from nodeserve.engine.vllm.host_tier import require_one_group, tier_scheduler
 from nodeserve.engine.vllm.host_tier_messages import StepMetadata, StepReport, TierStep
 from nodeserve.engine.vllm.host_tier_scheduler import TierScheduler
 from nodeserve.engine.vllm.host_tier_worker import TierWorker
@@ -53,6 +53,7 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
             ConfigError: The model's KV cannot be handed over.
         """
         super().__init__(vllm_config, role, kv_cache_config)
+        require_one_group(self._kv_transfer_config.kv_connector_extra_config, kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
             settings = msgspec.convert(
                 self._kv_transfer_config.kv_connector_extra_config, ConnectorSettings

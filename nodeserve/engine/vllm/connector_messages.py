@@ -8,7 +8,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
-from nodeserve.engine.vllm.handoff import Handoff, PoolDescription
+from nodeserve.engine.vllm.handoff import Handoff, LoadPart, PoolDescription
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,14 @@ class PoolHandshake(KVConnectorHandshakeMetadata):
 
 @dataclass(frozen=True)
 class Load:
-    """Pull the handoff's blocks from index ``first`` on into ``blocks``.
+    """Pull the handoff's tokens into the blocks of ``parts``, one part per KV cache group.
 
     ``parked`` is whether the request waits for it across steps; else this step needs it.
     """
 
     request_id: str
     handoff: Handoff
-    first: int
-    blocks: list[int]
+    parts: list[LoadPart]
     parked: bool
 
 

@@ -6,24 +6,31 @@ a finished prefill leg's blocks get one more reference in the block pool, and th
 """
 
 import logging
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
-from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request, RequestStatus
 
 from nodeserve.clock import Clock
 from nodeserve.engine.vllm import handoff as handoffs
-from nodeserve.engine.vllm.connector_messages import Load, LoadMetadata, LoadReport, PoolHandshake
-from nodeserve.engine.vllm.handoff import Handoff, PoolDescription
-from nodeserve.engine.vllm.kv_memory import require_one_group
+from nodeserve.engine.vllm import kv_groups
+from nodeserve.engine.vllm.connector_messages import (
+    Load,
+    LoadMetadata,
+    LoadReport,
+    PoolHandshake,
+)
+from nodeserve.engine.vllm.handoff import GroupBlocks, Handoff, LoadPart, PoolDescription
 from nodeserve.errors import InvariantError, PeerError
 from nodeserve.ids import Generation, LeaseId
-from nodeserve.kv import layout
+from nodeserve.kv import layout, page_copy
+from nodeserve.kv.layout import NULL_BLOCK
 from nodeserve.kv.lease import (
     ClearSlot,
     Command,
@@ -39,6 +46,9 @@ from nodeserve.transfer.lease_table import LeaseTable
 
 NUM_SLOTS: Final = 1 << 16
 """More leases than a node has requests; half a MiB, touched only where used."""
+
+ALIGNMENT_BLOCKS: Final = 8
+"""Of a sliding window, blocks are offered from a multiple of these on, as far as they are there."""
 
 _FINISHED: Final = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
 
@@ -58,16 +68,21 @@ class SchedulerSide:
     """Leases on our blocks, and loads into them."""
 
     def __init__(self, settings: ConnectorSettings, config: KVCacheConfig, clock: Clock) -> None:
-        """Start without leases and without a block pool; vLLM binds that later."""
-        require_one_group(config)
+        """Start without leases and without a block pool; vLLM binds that later.
+
+        Raises:
+            ConfigError: The model's KV cannot be handed over.
+        """
+        kv_groups.require_supported(config, async_load=settings.async_load)
         self._settings = settings
         self._clock = clock
-        self._block_size: int = config.kv_cache_groups[0].kv_cache_spec.block_size
+        self._groups = config.kv_cache_groups
+        self._block_sizes = [group.kv_cache_spec.block_size for group in self._groups]
         self._book = LeaseBook(ttl_s=settings.lease_ttl_s, num_slots=NUM_SLOTS)
         self._table = LeaseTable(Generation(settings.generation), NUM_SLOTS)
         self._pool: BlockPool | None = None
         self._descriptions: tuple[PoolDescription, ...] = ()
-        self._block_bytes = 0
+        self._block_bytes: list[int] = []
         self._handoffs: dict[str, Handoff] = {}
         self._loads: list[Load] = []
         self._parked: set[str] = set()
@@ -85,9 +100,10 @@ class SchedulerSide:
     def set_pools(self, by_rank: dict[int, PoolHandshake]) -> None:
         """Take where every rank's KV pool lies."""
         self._descriptions = tuple(by_rank[rank].pool for rank in sorted(by_rank))
-        self._block_bytes = sum(
-            layout.from_plain(pool.geometry).block_bytes() for pool in self._descriptions
-        )
+        geometry = layout.from_plain(self._descriptions[0].geometry)
+        self._block_bytes = [
+            page_copy.canonical_block_bytes(geometry, group) for group in range(len(self._groups))
+        ]
 
     # ------------------------------------------------------------------- loads
 
@@ -99,7 +115,7 @@ class SchedulerSide:
             return
         try:
             self._handoffs[request.request_id] = handoffs.from_params(
-                params, num_tokens=request.num_tokens, block_size=self._block_size
+                params, num_tokens=request.num_tokens, num_groups=len(self._groups)
             )
         except PeerError as error:
             self._num_loads += 1
@@ -129,20 +145,17 @@ class SchedulerSide:
         if handoff is None or num_tokens == 0:
             return False
         end = self._end_token(handoff, request)
-        first, behind = (end - num_tokens) // self._block_size, -(-end // self._block_size)
-        load = Load(
-            request_id=request.request_id,
-            handoff=handoff,
-            first=first,
-            blocks=blocks.get_block_ids()[0][first:behind],
-            parked=self._settings.async_load,
-        )
+        parts = []
+        for block_size, ids in zip(self._block_sizes, blocks.get_block_ids(), strict=True):
+            first, behind = (end - num_tokens) // block_size, -(-end // block_size)
+            parts.append(LoadPart(first, ids[first:behind]))
+        load = Load(request.request_id, handoff, parts, parked=self._settings.async_load)
         self._num_loads += 1
         self._loads.append(load)
         if load.parked:
             self._parked.add(load.request_id)
         else:
-            self._unparked[load.request_id] = (request, load.blocks)
+            self._unparked[load.request_id] = (request, parts[0].blocks)
         return True
 
     def take_metadata(self) -> LoadMetadata:
@@ -189,18 +202,21 @@ class SchedulerSide:
             or request.num_computed_tokens < num_tokens
         ):
             return None
-        blocks = tuple(block_ids[0][: -(-num_tokens // self._block_size)])
-        commands = self._book.handle(HandoffOffered(blocks), now_s=self._clock.now_s())
+        groups = tuple(
+            _offered(group, ids, num_tokens)
+            for group, ids in zip(self._groups, block_ids, strict=True)
+        )
+        pinned = tuple(b for group in groups for b in group.blocks if b != NULL_BLOCK)
+        commands = self._book.handle(HandoffOffered(pinned), now_s=self._clock.now_s())
         self._carry_out(commands)
         shown = next(command for command in commands if isinstance(command, PublishSlot))
-        num_pulled_blocks = -(-(num_tokens - 1) // self._block_size)
+        num_pulled = [-(-(num_tokens - 1) // group.block_size) - group.first for group in groups]
         handoff = Handoff(
             engine=self._settings.generation,
             lease_id=shown.lease_id,
             num_tokens=num_tokens,
-            num_bytes=num_pulled_blocks * self._block_bytes,
-            block_size=self._block_size,
-            blocks=blocks,
+            num_bytes=sum(map(operator.mul, num_pulled, self._block_bytes)),
+            groups=groups,
             slot=shown.slot,
             table=self._table.handle(),
             pools=self._descriptions,
@@ -261,6 +277,18 @@ class SchedulerSide:
         if self._pool is None:
             raise InvariantError("vLLM has not bound its block pool to the connector")
         return self._pool
+
+
+def _offered(group: KVCacheGroupSpec, ids: list[int], num_tokens: int) -> GroupBlocks:
+    """Return what a decode leg needs of a group, to compute the prompt's last token itself."""
+    block_size = group.kv_cache_spec.block_size
+    num_blocks = -(-num_tokens // block_size)
+    first = min(kv_groups.first_needed_block(group, num_tokens - 1), num_blocks)
+    # A reader's blocks may be larger and begin before ours.
+    first -= first % ALIGNMENT_BLOCKS
+    while first < num_blocks and ids[first] == NULL_BLOCK:
+        first += 1
+    return GroupBlocks(block_size=block_size, first=first, blocks=tuple(ids[first:num_blocks]))
 
 
 def _count_as_computed(request: Request) -> None:

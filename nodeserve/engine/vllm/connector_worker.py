@@ -11,10 +11,11 @@ import torch
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from nodeserve.clock import Clock
+from nodeserve.engine.vllm import kv_groups
 from nodeserve.engine.vllm.connector_messages import Load, LoadReport, PoolHandshake
 from nodeserve.engine.vllm.handoff import PoolDescription
 from nodeserve.engine.vllm.host_tier_worker import TierWorker
-from nodeserve.engine.vllm.kv_memory import HostKvMemory, RankFacts, require_one_group
+from nodeserve.engine.vllm.kv_memory import HostKvMemory, RankFacts
 from nodeserve.engine.vllm.loader import KvLoader
 from nodeserve.errors import PeerError
 from nodeserve.kv import layout
@@ -42,12 +43,7 @@ class WorkerSide:
     """
 
     def __init__(self, config: KVCacheConfig, ranks: RankFacts, *, clock: Clock) -> None:
-        """Prepare to share the pool of ``config``; vLLM allocates it later.
-
-        Raises:
-            ConfigError: The model's KV cannot be handed over.
-        """
-        require_one_group(config)
+        """Prepare to share the pool of ``config``; vLLM allocates it later."""
         self._config = config
         self._ranks = ranks
         self._clock = clock
@@ -62,7 +58,13 @@ class WorkerSide:
         self._thread: threading.Thread | None = None
 
     def register(self, views: dict[str, torch.Tensor]) -> None:
-        """Take vLLM's tensors per layer, and be ready to load."""
+        """Take vLLM's tensors per layer, and be ready to load.
+
+        Raises:
+            ConfigError: Their bytes lie so that they cannot be handed over.
+        """
+        if kv_groups.problem(self._config):
+            return  # the scheduler's half refuses it, and is heard with several ranks too
         self._description = self.memory.describe(self._config, views, self._ranks)
         self._loader = KvLoader(
             layout.from_plain(self._description.geometry),
@@ -109,7 +111,7 @@ class WorkerSide:
                     failed.add(outcome.load.request_id)
             elif outcome.failed:
                 self._report.unparked_failures += 1
-                self._bad_blocks.update(outcome.load.blocks)
+                self._bad_blocks.update(*(part.blocks for part in outcome.load.parts))
         return finished, failed
 
     def take_bad_blocks(self) -> set[int]:
@@ -148,7 +150,7 @@ class WorkerSide:
         start_s, num_bytes, failed = self._clock.now_s(), 0, False
         try:
             with self._lock:
-                num_bytes = loader.load(load.handoff, load.first, load.blocks)
+                num_bytes = loader.load(load.handoff, load.parts)
         except PeerError as error:
             failed = True
             _logger.warning("kv_load_failed request=%s cause=%s", load.request_id, error)

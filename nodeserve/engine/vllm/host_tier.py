@@ -9,11 +9,13 @@ from typing import Any, Final
 import msgspec
 from vllm.config import VllmConfig
 from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from nodeserve.clock import Clock
 from nodeserve.config.release import pinned_vllm_version
 from nodeserve.engine.tier_client import TierClient
 from nodeserve.engine.vllm.host_tier_scheduler import TierScheduler
+from nodeserve.errors import ConfigError
 from nodeserve.kv import page_copy
 from nodeserve.kv.layout import PoolGeometry
 from nodeserve.wire.kv_tier import KvHello
@@ -68,6 +70,25 @@ def tier_scheduler(
         block_size=ranks[0].block_sizes[0],
         num_ranks=len(ranks),
     )
+
+
+def require_one_group(extra: dict[str, Any], cache: KVCacheConfig) -> None:
+    """Refuse a tier for a model whose blocks are not all of one kind.
+
+    Args:
+        extra: ``kv_connector_extra_config``.
+        cache: The engine's.
+
+    Raises:
+        ConfigError: There is a tier, and the model has several KV cache groups.
+    """
+    settings, num_groups = msgspec.convert(extra, TierSettings), len(cache.kv_cache_groups)
+    if settings.tier_address is not None and num_groups != 1:
+        text = (
+            f"worker {settings.worker}: the model has {num_groups} KV cache groups, the host tier "
+            "keeps blocks of models with one; remove kv.host"
+        )
+        raise ConfigError(text)
 
 
 def has_tier_keys(config: VllmConfig) -> bool:

@@ -38,8 +38,8 @@ CPU_ATTENTION: Final = "CPU_ATTN"
 class LayerFacts:
     """What vLLM says of a layer's KV in one block of its attention kernel.
 
-    ``tokens`` is how many tokens the block is for and ``states`` how many it keeps. ``isa`` is
-    the CPU backend's instruction set. ``kv_heads`` is how many of the model's KV heads the rank
+    ``tokens`` is how many tokens the block is for, ``isa`` the CPU backend's instruction set.
+    ``kv_heads`` is how many of the model's KV heads the rank
     has, which ``heads``, the view's second dimension, may not be. ``latent`` says that every rank
     has the same: MLA. Strides are in bytes.
     """
@@ -49,7 +49,6 @@ class LayerFacts:
     dtype: str
     heads: int
     tokens: int
-    states: int
     content_bytes: int
     element_bytes: int
     block_stride: int
@@ -61,7 +60,7 @@ class LayerFacts:
     @property
     def page_bytes(self) -> int:
         """What the block holds of the layer."""
-        return self.heads * self.states * self.content_bytes
+        return self.heads * self.tokens * self.content_bytes
 
     @property
     def kind(self) -> str:
@@ -92,22 +91,22 @@ class LayerFacts:
         Raises:
             ConfigError: Other layers' bytes lie in between.
         """
-        content, head_bytes = self.content_bytes, self.states * self.content_bytes
+        content, head_bytes = self.content_bytes, self.tokens * self.content_bytes
         if heads.count == self.heads and self._is_token_rows():
             return self.head_stride, (Plane(0, 1, 0, 1, self.token_stride, content),)
         if heads.count == self.heads and self._is_columns():
             half, element = content // 2, self.element_bytes
-            keys = Plane(0, half // element, self.states * element, 1, element, element)
+            keys = Plane(0, half // element, self.tokens * element, 1, element, element)
             return self.head_stride, (keys, Plane(head_bytes // 2, 1, 0, 1, half, half))
         if heads.count == self.heads and self.token_stride == content:
             return self.head_stride, (Plane(0, 1, 0, self.tokens, head_bytes, head_bytes),)
         if (
-            sorted((self.head_stride * self.heads, self.token_stride * self.states))[1]
+            sorted((self.head_stride * self.heads, self.token_stride * self.tokens))[1]
             > self.page_bytes
         ):
             text = (
                 f"KV pages of the attention backend {self.backend} are not in one piece: strides "
-                f"of {self.heads} heads and {self.states} tokens are {self.head_stride} and "
+                f"of {self.heads} heads and {self.tokens} tokens are {self.head_stride} and "
                 f"{self.token_stride} bytes; set VLLM_KV_CACHE_LAYOUT=LBHNC"
             )
             raise ConfigError(text)
@@ -118,14 +117,10 @@ class LayerFacts:
         return self._is_head_major_cpu() and self.isa in COLUMNS
 
     def _is_token_rows(self) -> bool:
-        return self.backend in TOKEN_ROWS and self.tokens == self.states
+        return self.backend in TOKEN_ROWS
 
     def _is_head_major_cpu(self) -> bool:
-        return (
-            self.backend == CPU_ATTENTION
-            and self.tokens == self.states
-            and self.token_stride == self.content_bytes
-        )
+        return self.backend == CPU_ATTENTION and self.token_stride == self.content_bytes
 
     def _has_heads(self) -> bool:
         return self._is_token_rows() or self._is_head_major_cpu()

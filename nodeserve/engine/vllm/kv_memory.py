@@ -15,35 +15,16 @@ from vllm.v1.kv_cache_interface import (
     AttentionSpec,
     KVCacheConfig,
     UniformTypeKVCacheSpecs,
-    is_full_attention_spec,
 )
 
 from nodeserve.engine.vllm.handoff import PoolDescription
 from nodeserve.engine.vllm.kv_geometry import LayerFacts
-from nodeserve.errors import ConfigError, InvariantError
+from nodeserve.errors import InvariantError
 from nodeserve.kv import layout
 from nodeserve.kv.layout import LayerPlace, PoolGeometry
 from nodeserve.transfer.base import Copier, Importer
 from nodeserve.transfer.host_copier import HostCopier
 from nodeserve.transfer.shared_memory import TRANSPORT, SharedMemory, SharedMemoryImporter
-
-
-def require_one_group(config: KVCacheConfig) -> None:
-    """Refuse models whose KV is more than one group of full attention.
-
-    Raises:
-        ConfigError: Naming the groups.
-    """
-    groups = config.kv_cache_groups
-    if len(groups) == 1 and is_full_attention_spec(groups[0].kv_cache_spec):
-        return
-    kinds = ", ".join(type(group.kv_cache_spec).__name__ for group in groups) or "none"
-    text = (
-        f"the model has {len(groups)} KV cache groups ({kinds}): hybrid, sliding-window and "
-        "mamba KV groups cannot be handed over; serve a model with full attention only, or try "
-        "the engine argument disable_hybrid_kv_cache_manager = true"
-    )
-    raise ConfigError(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +128,7 @@ def _geometry(
         spec = groups[number].kv_cache_spec
         if isinstance(spec, UniformTypeKVCacheSpecs):
             spec = spec.kv_cache_specs[name]
-        facts = _layer_facts(spec, views[name], config.num_blocks, ranks.layers[name])
+        facts = _layer_facts(spec, views[name], ranks.layers[name])
         heads = facts.head_range(ranks.rank, ranks.num_ranks, ranks.total_kv_heads)
         head_stride, planes = facts.planes(heads)
         places.append(
@@ -174,10 +155,8 @@ def _geometry(
     )
 
 
-def _layer_facts(
-    spec: AttentionSpec, view: torch.Tensor, num_blocks: int, layer: Any
-) -> LayerFacts:
-    kernel_blocks, heads, states, content = view.shape
+def _layer_facts(spec: AttentionSpec, view: torch.Tensor, layer: Any) -> LayerFacts:
+    _, heads, tokens, content = view.shape
     size = view.element_size()
     block_stride, head_stride, token_stride, _ = (stride * size for stride in view.stride())
     return LayerFacts(
@@ -185,8 +164,7 @@ def _layer_facts(
         isa=getattr(layer, "isa", None),
         dtype=str(view.dtype).removeprefix("torch."),
         heads=heads,
-        tokens=spec.block_size * num_blocks // kernel_blocks,
-        states=states,
+        tokens=tokens,
         content_bytes=content * size,
         element_bytes=size,
         block_stride=block_stride,

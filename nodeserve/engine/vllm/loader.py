@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nodeserve.engine.vllm.handoff import Handoff
+from nodeserve.engine.vllm.handoff import GroupBlocks, Handoff, LoadPart
 from nodeserve.errors import PeerError
 from nodeserve.ids import Generation, LeaseId
 from nodeserve.kv import layout, page_copy
-from nodeserve.kv.layout import PoolGeometry
+from nodeserve.kv.layout import NULL_BLOCK, CopyRun, PoolGeometry
 from nodeserve.kv.page_copy import PoolBlocks
 from nodeserve.transfer.base import Importer, PeerPool
 from nodeserve.transfer.lease_table import LeaseTableReader
@@ -65,8 +65,8 @@ class KvLoader:
         """How many peers' pools are mapped."""
         return len(self._peers)
 
-    def load(self, handoff: Handoff, first: int, blocks: Sequence[int]) -> int:
-        """Copy the handoff's tokens from our block ``first`` on into our ``blocks``.
+    def load(self, handoff: Handoff, parts: Sequence[LoadPart]) -> int:
+        """Copy the handoff's tokens into our blocks, one part per KV cache group.
 
         Returns:
             Bytes copied.
@@ -78,22 +78,47 @@ class KvLoader:
         peer = self._open(handoff)
         slot, lease_id = handoff.slot, LeaseId(handoff.lease_id)
         peer.leases.require(slot, lease_id)
-        num_bytes, block_size = 0, self._geometry.block_sizes[0]
-        first_theirs, skip = divmod(first * block_size, handoff.block_size)
-        # The last tokens are computed here: their blocks may not be needed.
-        end_theirs = first_theirs - (-(skip + len(blocks) * block_size) // handoff.block_size)
+        num_bytes = 0
         for rank, pool in peer.pools.items():
-            runs = page_copy.copy_runs(
-                PoolBlocks(peer.geometries[rank], handoff.blocks[first_theirs:end_theirs]),
-                PoolBlocks(self._geometry, blocks),
-                skip_tokens=skip,
-                places=peer.places[rank],
-            )
+            runs = [
+                run
+                for group, (theirs, ours) in enumerate(zip(handoff.groups, parts, strict=True))
+                for run in self._group_runs(peer, rank, group, (theirs, ours))
+            ]
             pool.copy(runs)
             num_bytes += sum(run.length for run in runs)
         # The blocks may have been given to somebody else while we read them.
         peer.leases.require(slot, lease_id)
         return num_bytes
+
+    def _group_runs(
+        self, peer: _Peer, rank: int, group: int, blocks: tuple[GroupBlocks, LoadPart]
+    ) -> list[CopyRun]:
+        theirs, ours = blocks
+        num_null = next((i for i, b in enumerate(ours.blocks) if b != NULL_BLOCK), len(ours.blocks))
+        wanted = ours.blocks[num_null:]
+        if not wanted:
+            return []
+        block_size = self._geometry.block_sizes[group]
+        start = (ours.first + num_null) * block_size
+        first, skip = divmod(start, theirs.block_size)
+        # The last tokens are computed here: their blocks may not be needed.
+        behind = -(-(start + len(wanted) * block_size) // theirs.block_size)
+        if first < theirs.first:
+            text = (
+                f"handoff has KV cache group {group} from token {theirs.first * theirs.block_size} "
+                f"on, needed is token {start}; the prompt is computed here"
+            )
+            raise PeerError(text)
+        return page_copy.copy_runs(
+            PoolBlocks(
+                peer.geometries[rank], theirs.blocks[first - theirs.first : behind - theirs.first]
+            ),
+            PoolBlocks(self._geometry, wanted),
+            group=group,
+            skip_tokens=skip,
+            places=peer.places[rank],
+        )
 
     def drop_ended(self) -> None:
         """Let go of the pools whose owners have ended."""

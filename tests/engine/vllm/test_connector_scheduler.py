@@ -35,7 +35,8 @@ def test_a_lease_pins_blocks_while_the_engine_idles(node) -> None:
 def test_two_leases_on_a_shared_prefix_pin_it_twice(node) -> None:
     prompt = prompt_of(100)
     handoffs = [node.prefill(ASYNC, prompt) for _ in range(2)]
-    assert handoffs[0]["blocks"][:3] == handoffs[1]["blocks"][:3]
+    blocks = [handoff["groups"][0]["blocks"][:3] for handoff in handoffs]
+    assert blocks[0] == blocks[1]
     node.release(handoffs[0])
     assert not node.cache_is_free(ASYNC)
     node.release(handoffs[0])  # once more, late: changes nothing
@@ -74,9 +75,10 @@ def test_an_expired_lease_gives_way_to_a_request_that_needs_its_blocks(node) -> 
     [
         {"num_tokens": 99},
         {"num_tokens": 5000},
-        {"blocks": [1]},
-        {"blocks": "all"},
-        {"block_size": 16},
+        {"groups": [{"block_size": 32, "first": 0, "blocks": [1]}]},
+        {"groups": [{"block_size": 32, "first": 3, "blocks": [1]}]},
+        {"groups": "all"},
+        {"groups": []},
         {"table": None},
     ],
 )
@@ -88,7 +90,8 @@ def test_a_handoff_that_makes_no_sense_is_refused_and_recomputed(node, change) -
     before = node.stats(ASYNC)["load_failures"]
     refused = {**handoff, **change}
     if change == {"num_tokens": 99}:  # right for a request of 99 tokens, so its blocks must not be
-        refused["blocks"] = handoff["blocks"][:3]
+        (group,) = handoff["groups"]
+        refused["groups"] = [{**group, "blocks": group["blocks"][:3]}]
     assert node.decode(ASYNC, prompt, 8, refused).tokens == expected
     assert node.stats(ASYNC)["load_failures"] == before + 1
     node.release(handoff)

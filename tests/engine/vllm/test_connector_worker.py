@@ -58,7 +58,7 @@ def other_lease(handoff):
 
 
 def foreign_blocks(handoff):
-    handoff["blocks"][-1] = 10**6
+    handoff["groups"][0]["blocks"][-1] = 10**6
 
 
 CORRUPTIONS = [

@@ -50,22 +50,24 @@ def test_an_engine_that_refuses_its_settings_exits_as_a_config_error(node) -> No
     assert node.processes[REFUSED].exitcode == 78
 
 
-def test_a_model_with_sliding_windows_is_refused_by_name(node) -> None:
-    kinds = ["full_attention", "sliding_attention"] * 2
-    overrides = {"layer_types": kinds, "sliding_window": 64}
-    node.start(node.spec(WINDOWED, KvSpec(), {"hf_overrides": overrides}))
-    with pytest.raises(EngineRefusedError, match=r"ConfigError.*2 KV cache groups"):
+WINDOWS = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 64}
+
+
+def test_loads_that_windows_cannot_have_are_refused_by_name(node) -> None:
+    node.start(node.spec(WINDOWED, KvSpec(async_load=False), {"hf_overrides": WINDOWS}))
+    match = r"ConfigError.*kv\.async_load = false .* full attention, a sliding window of 64 tokens"
+    with pytest.raises(EngineRefusedError, match=match):
         node.wait_ready(WINDOWED)
 
 
 def test_a_model_with_sliding_windows_hands_over_as_one_group(node) -> None:
-    overrides = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 64}
-    args = {"hf_overrides": overrides, "disable_hybrid_kv_cache_manager": True}
-    node.start(node.spec(ONE_GROUP, KvSpec(), args))
+    args = {"hf_overrides": WINDOWS, "disable_hybrid_kv_cache_manager": True}
+    node.start(node.spec(ONE_GROUP, KvSpec(async_load=False), args))
     node.wait_ready(ONE_GROUP)
     prompt = list(range(5, 105))
     handoff = node.prefill(ONE_GROUP, prompt)
-    assert len(handoff["blocks"]) == 4
+    (group,) = handoff["groups"]
+    assert len(group["blocks"]) == 4
     node.release(handoff)
 
 

@@ -15,7 +15,6 @@ HND = LayerFacts(
     dtype="bfloat16",
     heads=HEADS,
     tokens=TOKENS,
-    states=TOKENS,
     content_bytes=CONTENT,
     element_bytes=2,
     block_stride=HEADS * TOKENS * CONTENT,
@@ -88,9 +87,9 @@ def test_cpu_attention_keeps_keys_as_columns() -> None:
     assert planes(CPU) == (TOKENS * CONTENT, (keys, values))
 
 
-@pytest.mark.parametrize("facts", [AMX, INDEXER, dataclasses.replace(MLA, states=TOKENS // 4)])
+@pytest.mark.parametrize("facts", [AMX, INDEXER])
 def test_tokens_that_are_mixed_stay_together(facts) -> None:
-    head = facts.states * CONTENT
+    head = TOKENS * CONTENT
     assert planes(facts) == (TOKENS * CONTENT, (Plane(0, 1, 0, TOKENS, head, head),))
 
 

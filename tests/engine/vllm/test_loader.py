@@ -7,11 +7,12 @@ import os
 import msgspec
 import pytest
 
-from nodeserve.engine.vllm.handoff import Handoff, PoolDescription
+from nodeserve.engine.vllm.handoff import GroupBlocks, Handoff, LoadPart, PoolDescription
 from nodeserve.engine.vllm.loader import MAX_PEERS, KvLoader
 from nodeserve.errors import PeerError
 from nodeserve.ids import Generation, LeaseId
 from nodeserve.kv import layout
+from nodeserve.kv.layout import NULL_BLOCK
 from nodeserve.transfer.lease_table import LeaseTable
 from nodeserve.transfer.shared_memory import (
     TRANSPORT,
@@ -48,8 +49,7 @@ class Exporter:
             lease_id=77,
             num_tokens=2 * self.shape.block_size,
             num_bytes=2 * BLOCK_BYTES,
-            block_size=self.shape.block_size,
-            blocks=(3, 4),
+            groups=(GroupBlocks(block_size=self.shape.block_size, first=0, blocks=(3, 4)),),
             slot=2,
             table=self.table.handle(),
             pools=tuple(
@@ -114,12 +114,12 @@ def loader(ours):
 
 
 def test_every_layer_of_every_block_arrives(loader, exporter, ours) -> None:
-    assert loader.load(exporter.handoff(), 0, [9, 1]) == 2 * BLOCK_BYTES
+    assert loader.load(exporter.handoff(), [LoadPart(0, [9, 1])]) == 2 * BLOCK_BYTES
     assert ours.raw == filled(WORKER, 0, [9, 1])
 
 
 def test_blocks_that_are_here_already_are_not_pulled(loader, exporter, ours) -> None:
-    assert loader.load(exporter.handoff(), 1, [9]) == BLOCK_BYTES
+    assert loader.load(exporter.handoff(), [LoadPart(1, [9])]) == BLOCK_BYTES
     assert ours.raw == filled(WORKER, 0, [9], first_token=8)
 
 
@@ -130,14 +130,14 @@ def test_a_peer_may_cut_heads_and_tokens_differently(exporter, tp, blocks, skip)
         pool = ctypes.create_string_buffer(mine.pool_bytes(rank))
         importer = SharedMemoryImporter(ctypes.addressof(pool), len(pool))
         loader = KvLoader(mine.geometry(rank), {TRANSPORT: importer}, rank=rank)
-        loader.load(exporter.handoff(), skip, blocks)
+        loader.load(exporter.handoff(), [LoadPart(skip, blocks)])
         loader.close()
         assert pool.raw == filled(mine, rank, blocks, first_token=skip * mine.block_size)
 
 
 def test_all_heads_arrive_from_all_ranks(loader, ours) -> None:
     peer = Exporter(7, Shape(tp=4, block_size=8, heads=4))
-    assert loader.load(peer.handoff(), 0, [9, 1]) == 2 * BLOCK_BYTES
+    assert loader.load(peer.handoff(), [LoadPart(0, [9, 1])]) == 2 * BLOCK_BYTES
     assert ours.raw == filled(WORKER, 0, [9, 1])
     peer.close()
 
@@ -152,7 +152,8 @@ def test_only_pools_of_ranks_that_are_needed_are_opened() -> None:
     pool = ctypes.create_string_buffer(mine.pool_bytes(3))
     importer = SharedMemoryImporter(ctypes.addressof(pool), len(pool))
     loader = KvLoader(mine.geometry(3), {TRANSPORT: importer}, rank=3)
-    loader.load(msgspec.structs.replace(handoff, pools=tuple(pools)), 0, [1, 2])
+    handoff = msgspec.structs.replace(handoff, pools=tuple(pools))
+    loader.load(handoff, [LoadPart(0, [1, 2])])
     assert pool.raw == filled(mine, 3, [1, 2])
     loader.close()
     peer.close()
@@ -161,7 +162,7 @@ def test_only_pools_of_ranks_that_are_needed_are_opened() -> None:
 def test_an_ended_lease_is_refused_before_a_byte_is_copied(loader, exporter, ours) -> None:
     exporter.table.clear(2)
     with pytest.raises(PeerError, match="has ended"):
-        loader.load(exporter.handoff(), 0, [1, 2])
+        loader.load(exporter.handoff(), [LoadPart(0, [1, 2])])
     assert ours.raw == bytes(len(ours))
 
 
@@ -169,34 +170,34 @@ def test_a_lease_that_ends_during_the_copy_fails_the_load(exporter, ours) -> Non
     importer = InterruptedImporter(ctypes.addressof(ours), len(ours), exporter)
     loader = KvLoader(GEOMETRY, {TRANSPORT: importer}, rank=0)
     with pytest.raises(PeerError, match="lease 77 of worker generation 5 has ended"):
-        loader.load(exporter.handoff(), 0, [1, 2])
+        loader.load(exporter.handoff(), [LoadPart(0, [1, 2])])
     loader.close()
 
 
 def test_pools_stay_mapped_until_their_owner_ends(loader, exporter) -> None:
     other = Exporter(6)
-    loader.load(exporter.handoff(), 0, [1, 2])
-    loader.load(exporter.handoff(), 0, [1, 2])
-    loader.load(other.handoff(), 0, [1, 2])
+    loader.load(exporter.handoff(), [LoadPart(0, [1, 2])])
+    loader.load(exporter.handoff(), [LoadPart(0, [1, 2])])
+    loader.load(other.handoff(), [LoadPart(0, [1, 2])])
     assert loader.num_peers == 2
     other.close()
     loader.drop_ended()
     assert loader.num_peers == 1
-    loader.load(exporter.handoff(), 0, [1, 2])
+    loader.load(exporter.handoff(), [LoadPart(0, [1, 2])])
 
 
 def test_a_new_peer_takes_the_place_of_those_that_ended(loader, exporter) -> None:
     old = Exporter(4)
-    loader.load(old.handoff(), 0, [1, 2])
+    loader.load(old.handoff(), [LoadPart(0, [1, 2])])
     old.close()
-    loader.load(exporter.handoff(), 0, [1, 2])
+    loader.load(exporter.handoff(), [LoadPart(0, [1, 2])])
     assert loader.num_peers == 1
 
 
 def test_no_more_pools_are_mapped_than_the_limit(loader) -> None:
     exporters = [Exporter(generation) for generation in range(MAX_PEERS + 3)]
     for exporter in exporters:
-        loader.load(exporter.handoff(), 0, [1, 2])
+        loader.load(exporter.handoff(), [LoadPart(0, [1, 2])])
     assert loader.num_peers == MAX_PEERS
     for exporter in exporters:
         exporter.close()
@@ -205,8 +206,22 @@ def test_no_more_pools_are_mapped_than_the_limit(loader) -> None:
 def test_a_peer_of_another_kind_is_refused_by_name(loader) -> None:
     peer = Exporter(7, Shape(tp=1, block_size=8, heads=2))
     with pytest.raises(PeerError, match="KV heads of the model: 2 there, 4 here"):
-        loader.load(peer.handoff(), 0, [1, 2])
+        loader.load(peer.handoff(), [LoadPart(0, [1, 2])])
     peer.close()
+
+
+def test_blocks_behind_the_window_are_left_alone(loader, exporter, ours) -> None:
+    assert loader.load(exporter.handoff(), [LoadPart(0, [NULL_BLOCK, 9])]) == BLOCK_BYTES
+    assert ours.raw == filled(WORKER, 0, [9], first_token=8)
+    assert loader.load(exporter.handoff(), [LoadPart(0, [NULL_BLOCK, NULL_BLOCK])]) == 0
+
+
+def test_kv_that_the_peer_let_go_is_refused(loader, exporter) -> None:
+    group = GroupBlocks(block_size=8, first=1, blocks=(4,))
+    handoff = msgspec.structs.replace(exporter.handoff(), groups=(group,))
+    with pytest.raises(PeerError, match="group 0 from token 8 on, needed is token 0"):
+        loader.load(handoff, [LoadPart(0, [1, 2])])
+    assert loader.load(handoff, [LoadPart(0, [NULL_BLOCK, 2])]) == BLOCK_BYTES
 
 
 def test_a_transport_that_is_not_here_is_refused_by_name(loader, exporter) -> None:
@@ -214,7 +229,7 @@ def test_a_transport_that_is_not_here_is_refused_by_name(loader, exporter) -> No
     pool = msgspec.structs.replace(pool, handle={"transport": "cuda_ipc"})
     handoff = msgspec.structs.replace(exporter.handoff(), pools=(pool,))
     with pytest.raises(PeerError, match="cuda_ipc"):
-        loader.load(handoff, 0, [1, 2])
+        loader.load(handoff, [LoadPart(0, [1, 2])])
 
 
 def test_a_pool_that_is_smaller_than_it_claims_is_refused(loader, exporter) -> None:
@@ -223,4 +238,4 @@ def test_a_pool_that_is_smaller_than_it_claims_is_refused(loader, exporter) -> N
     pool = msgspec.structs.replace(pool, geometry=layout.to_plain(larger))
     handoff = msgspec.structs.replace(exporter.handoff(), pools=(pool,))
     with pytest.raises(PeerError, match="another size"):
-        loader.load(handoff, 0, [1, 2])
+        loader.load(handoff, [LoadPart(0, [1, 2])])
