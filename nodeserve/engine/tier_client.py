@@ -168,7 +168,10 @@ class TierClient:
         call = Lookup(self._next_call(), until_s, until_s + disk_s)
         self._lookups[call.call_id] = call
         self.counts.lookups += 1
-        self._send(KvLookup(call_id=call.call_id, listener=listener, keys=keys, deadline_s=disk_s))
+        deadline_s = call.disk_until_s if disk_s > 0 else 0.0
+        self._send(
+            KvLookup(call_id=call.call_id, listener=listener, keys=keys, deadline_s=deadline_s)
+        )
         return call
 
     def release(self, lookup: Lookup) -> None:
