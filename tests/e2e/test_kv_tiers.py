@@ -1,5 +1,6 @@
 """The tiers below the GPUs of a running node: reloaded, cleared, pinned, on disk over a restart."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 from nodeserve.wire.control import CommandReply
 from nodeserve.wire.kv_control import KvClear, KvPin, KvUnpin
-from tests.e2e.conftest import SIMULATED
+from tests.e2e.conftest import REAL, SIMULATED
 from tests.support.daemon import daemon
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm]
@@ -33,10 +34,10 @@ def serving(tiny_model, tmp_path):
     return start
 
 
-def joined(node):
+def joined(node, workers=WORKERS):
     """Wait until every engine uses the tier; return the tiers."""
     status = node.wait_until(
-        lambda status: status.kv is not None and len(status.kv.engines) == len(WORKERS)
+        lambda status: status.kv is not None and len(status.kv.engines) == len(workers)
     )
     return status.kv
 
@@ -170,4 +171,25 @@ def test_what_is_on_disk_is_found_after_a_restart_of_the_daemon(serving, tmp_pat
         on_disk(node)
         assert cached_tokens(node, expected) == NUM_BLOCKS * 16
         assert node.status().kv.tiers[0].promotions >= NUM_BLOCKS
+        assert node.stop() == 0
+
+
+def test_real_engines_find_what_dead_ones_have_computed(tiny_model, tmp_path):
+    words = (str(tiny_model), "--prefill", "1", "--decode", "1", "--kv-host", "64MiB", *REAL)
+    workers = ("prefill-0", "decode-0")
+    num_blocks = len(PROMPT) // 32
+    with daemon(tmp_path, *words) as node:
+        node.wait_ready()
+        joined(node, workers)
+        expected = node.complete(PROMPT, max_tokens=8)["choices"][0]["text"]
+        node.wait_until(lambda status: status.kv.tiers[0].stores >= num_blocks)
+        renew(node, workers)
+        joined(node, workers)
+        answer = node.complete(PROMPT, max_tokens=8)
+        assert answer["choices"][0]["text"] == expected
+        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == num_blocks * 32
+        shown = node.client.get("/metrics").text
+        hits = re.search(r"vllm:external_prefix_cache_hits_total\{.*\} (\d+)", shown)
+        assert int(hits[1]) >= num_blocks * 32
+        assert not node.status().kv.refused_engines
         assert node.stop() == 0
