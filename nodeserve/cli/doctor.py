@@ -10,10 +10,12 @@ from typing import Final
 import click
 import msgspec
 
-from nodeserve.cli import checks
+from nodeserve.cli import checks, tier_checks
 from nodeserve.cli.checks import Check, Verdict
 from nodeserve.config import paths, release
+from nodeserve.device.memory import read_huge_pages, read_memory
 from nodeserve.device.topology import read_topology
+from nodeserve.transfer.arenas import memory_nodes
 
 _COLOURS: Final[Mapping[Verdict, str]] = {
     Verdict.OK: "green",
@@ -27,14 +29,28 @@ _COLOURS: Final[Mapping[Verdict, str]] = {
 @click.option(
     "--socket", type=click.Path(), metavar="PATH", help="Where a node listens, or is to listen."
 )
+@click.option(
+    "--kv-disk",
+    "disks",
+    type=click.Path(),
+    multiple=True,
+    metavar="DIR",
+    help="A directory that is to hold KV; may be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def command(ctx: click.Context, model: str | None, socket: str | None, as_json: bool) -> None:  # noqa: FBT001
+def command(
+    ctx: click.Context,
+    model: str | None,
+    socket: str | None,
+    disks: tuple[str, ...],
+    as_json: bool,  # noqa: FBT001  (click passes flags by name)
+) -> None:
     """Check what this machine has and lacks, and MODEL where it is given.
 
     Each line is ok, warn or fail, with what to do. Exits with 1 if a line is fail.
     """
-    found = list(examine(model, socket))
+    found = list(examine(model, socket, [Path(disk) for disk in disks]))
     failed = any(check.verdict is Verdict.FAIL for check in found)
     if as_json:
         report = {"ok": not failed, "checks": [msgspec.structs.asdict(check) for check in found]}
@@ -45,7 +61,7 @@ def command(ctx: click.Context, model: str | None, socket: str | None, as_json: 
     ctx.exit(1 if failed else 0)
 
 
-def examine(model: str | None, socket: str | None) -> Iterator[Check]:
+def examine(model: str | None, socket: str | None, disks: Sequence[Path] = ()) -> Iterator[Check]:
     """Yield every check of this machine, in the order of the report."""
     topology = read_topology()
     place = Path(socket) if socket else paths.find_socket(os.environ, os.getuid())
@@ -62,6 +78,9 @@ def examine(model: str | None, socket: str | None) -> Iterator[Check]:
     yield checks.check_locked_memory(locked, has_gpus=bool(topology.gpus))
     yield checks.check_shared_memory(Path("/dev/shm"))  # noqa: S108  (where Linux has it)
     yield checks.check_peer_memory()
+    yield tier_checks.check_tier_memory(read_memory(), read_huge_pages(), topology)
+    yield tier_checks.check_memory_nodes(memory_nodes(), topology)
+    yield from tier_checks.check_tier_directories(disks)
     yield from checks.check_socket(place.expanduser().absolute())
     if model is not None:
         yield checks.check_model(model, os.environ)

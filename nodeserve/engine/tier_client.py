@@ -41,7 +41,8 @@ ANSWER_S: Final = 0.05
 SOON_MS: Final = 1
 
 HELLO_EVERY_S: Final = 1.0
-"""How often a block manager that is not there, or does not answer, is greeted."""
+"""How often a block manager of which nothing was heard meanwhile is greeted: one that is not there,
+or has been replaced while nobody asked it anything, and must know who its engines are."""
 
 MAX_CALLS: Final = 4096
 """Look-ups and reservations without an answer; further ones find nothing."""
@@ -55,11 +56,13 @@ _log = logging.getLogger(__name__)
 class Lookup:
     """What one request hopes to find: ``slots`` per key once ``answered``, ABSENT for misses.
 
+    Blocks on disk are waited for until ``disk_until_s``, once somebody has said that there are any.
     ``released`` once its pins are given back, after which its slots are not to be read.
     """
 
     call_id: int
     until_s: float
+    disk_until_s: float = 0.0
     slots: list[int] = field(default_factory=list)
     answered: bool = False
     released: bool = False
@@ -119,7 +122,7 @@ class TierClient:
         self._welcome: KvWelcome | None = None
         self._refused: str | None = None
         self._silent = False
-        self._greeted_s = clock.now_s()
+        self._greeted_s = self._heard_s = clock.now_s()
         self._last_call = 0
         self._lookups: dict[int, Lookup] = {}
         self._pins: dict[int, Lookup] = {}
@@ -161,12 +164,13 @@ class TierClient:
         """
         if self.tier is None or not keys or self._num_calls >= MAX_CALLS:
             return None
-        now_s = self._clock.now_s()
-        call = Lookup(self._next_call(), now_s + ANSWER_S + disk_s)
+        until_s = self._clock.now_s() + ANSWER_S
+        call = Lookup(self._next_call(), until_s, until_s + disk_s)
         self._lookups[call.call_id] = call
         self.counts.lookups += 1
+        deadline_s = call.disk_until_s if disk_s > 0 else 0.0
         self._send(
-            KvLookup(call_id=call.call_id, listener=listener, keys=keys, deadline_s=now_s + disk_s)
+            KvLookup(call_id=call.call_id, listener=listener, keys=keys, deadline_s=deadline_s)
         )
         return call
 
@@ -210,7 +214,8 @@ class TierClient:
             self._take(recv_now(self._socket))
         now_s = self._clock.now_s()
         self._give_up_overdue(now_s)
-        if self.tier is None and self._refused is None and now_s >= self._greeted_s + HELLO_EVERY_S:
+        last_s = self._greeted_s if self.tier is None else max(self._greeted_s, self._heard_s)
+        if self._refused is None and now_s >= last_s + HELLO_EVERY_S:
             self._greet()
 
     def wait(self, lookup: Lookup) -> None:
@@ -256,8 +261,11 @@ class TierClient:
             _log.warning("kv_tier_garbage cause=%s", error)
             return
         self._silent = False
+        self._heard_s = self._clock.now_s()
 
     def _welcomed(self, message: KvWelcome) -> None:
+        if self._welcome == message:
+            return
         if self._welcome is not None and self._welcome.generation != message.generation:
             self._forget_calls()
         self._welcome, self._refused = message, None
@@ -269,6 +277,7 @@ class TierClient:
             return  # given up or released meanwhile; its release is on its way
         lookup.slots = slots
         if message.num_pending:
+            lookup.until_s = lookup.disk_until_s
             return
         del self._lookups[lookup.call_id]
         self._answer(lookup)

@@ -62,8 +62,8 @@ class KvLookup(_Message, frozen=True, kw_only=True):
     """Where are these blocks of one request, in the order of the prompt?
 
     What is found in the host tier is pinned for this engine until ``KvRelease`` of ``call_id``.
-    What is found on disk is promoted until ``deadline_s``, on the machine's monotonic clock, which
-    all its processes share.
+    What is found on disk is promoted, if room and ``deadline_s`` allow: on the monotonic clock,
+    which all processes of a machine share; 0 where the disk is not to be waited for.
     """
 
     call_id: int

@@ -77,7 +77,7 @@ def address(tmp_path):
 
 @pytest.fixture
 def clock():
-    return ManualClock(1000.0)
+    return ManualClock()
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_nothing_is_asked_before_the_tier_is_there(client):
 
 def test_a_lookup_is_answered_and_its_pins_given_back_once(joined, manager):
     lookup = joined.lookup("api", KEYS, disk_s=0.0)
-    assert manager.heard() == KvLookup(call_id=1, listener="api", keys=KEYS, deadline_s=1000.0)
+    assert manager.heard() == KvLookup(call_id=1, listener="api", keys=KEYS)
     assert not lookup.answered
     hear(joined, manager, KvFound(call_id=1, slots=join_slots([5, ABSENT])))
     assert lookup.answered
@@ -137,14 +137,33 @@ def test_what_found_nothing_holds_no_pins(joined, manager):
     assert manager.hears_nothing()
 
 
-def test_a_lookup_that_waits_for_the_disk_is_answered_by_the_second_message(joined, manager, clock):
+def test_a_lookup_that_waits_for_the_disk_is_answered_by_the_second_message(joined, manager):
     lookup = joined.lookup("api", KEYS, disk_s=1.0)
-    assert manager.heard().deadline_s == clock.now_s() + 1.0
+    assert manager.heard().deadline_s == lookup.disk_until_s
     hear(joined, manager, KvFound(call_id=1, slots=join_slots([5, ABSENT]), num_pending=1))
     assert not lookup.answered
     hear(joined, manager, KvFound(call_id=1, slots=join_slots([5, 6])))
     assert lookup.answered
     assert lookup.slots == [5, 6]
+
+
+def test_nobody_waits_for_the_disk_of_a_block_manager_that_says_nothing(joined, manager, clock):
+    lookup = joined.lookup("api", KEYS, disk_s=10.0)
+    clock.advance(ANSWER_S)
+    joined.poll()
+    assert lookup.answered
+    assert joined.tier is None
+
+
+def test_a_block_manager_of_which_nothing_is_heard_is_greeted_again(joined, manager, clock):
+    welcome = joined.welcome
+    clock.advance(HELLO_EVERY_S)
+    joined.poll()
+    assert isinstance(manager.heard(), KvHello)
+    hear(joined, manager, welcome)
+    joined.poll()
+    assert manager.hears_nothing()
+    assert joined.welcome is welcome
 
 
 def test_a_disk_past_its_deadline_leaves_what_the_host_has(joined, manager, clock):
@@ -156,6 +175,7 @@ def test_a_disk_past_its_deadline_leaves_what_the_host_has(joined, manager, cloc
     assert lookup.answered
     assert lookup.slots == [5, ABSENT]
     assert joined.tier is not None
+    assert isinstance(manager.heard(), KvHello)  # so long nothing was heard of it
     joined.release(lookup)
     assert manager.heard() == KvRelease(call_ids=(1,))
 
