@@ -113,7 +113,12 @@ def load_config(flags: Flags, around: Surroundings) -> NodeConfig:
         runtime_dir=runtime_dir,
         listeners=listeners,
         workers=workers,
-        kv=KvSpec(async_load=file.kv.async_load, lease_ttl_s=file.kv.lease_ttl_s),
+        kv=KvSpec(
+            async_load=file.kv.async_load,
+            lease_ttl_s=file.kv.lease_ttl_s,
+            one_tp=len({worker.tp for worker in workers}) < 2,
+            one_block_size=len({str(worker.args.get("block_size")) for worker in workers}) < 2,
+        ),
         router=RouterSettings(
             local_prefill_tokens=file.router.local_prefill_tokens,
             max_queued_requests=file.router.max_queued_requests,

@@ -37,12 +37,16 @@ class KvSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How KV is handed over between workers, and where it is kept beyond them.
 
     ``lease_ttl_s`` bounds how long a handoff stays pinned when nobody releases it.
+    ``one_tp`` and ``one_block_size`` say that the node's workers do not differ in these, so that
+    KV need not be divided.
     ``tier_address`` is where the block manager listens; None where there is no tier below the GPU.
     """
 
     async_load: bool = True
     lease_ttl_s: float = 60.0
     tier_address: str | None = None
+    one_tp: bool = True
+    one_block_size: bool = True
 
 
 class TenantSpec(msgspec.Struct, frozen=True, kw_only=True):

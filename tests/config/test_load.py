@@ -245,7 +245,14 @@ def test_workers_between_which_nothing_could_be_handed_over_are_refused(
 
 
 def test_block_sizes_may_divide_one_another(load):
-    assert load(workers_with("block_size = 16", "block_size = 64"), simulate="8xh100-sxm")
+    config = load(workers_with("block_size = 16", "block_size = 64"), simulate="8xh100-sxm")
+    assert (config.kv.one_tp, config.kv.one_block_size) == (True, False)
+
+
+def test_workers_are_told_whether_they_are_of_one_size(load):
+    wish = Wish(prefill=1, decode=1, tp_prefill=1, tp_decode=2)
+    kv = load(simulate="8xh100-sxm", wish=wish).kv
+    assert (kv.one_tp, kv.one_block_size) == (False, True)
 
 
 def test_a_file_that_is_not_there_is_named(load):

@@ -29,8 +29,9 @@ def shapes(draw, heads, page, block_sizes=(4, 8, 16)):
 def one_models_shapes(draw, **which):
     """Two workers of one model that cut its heads and tokens as they like."""
     heads = draw(st.sampled_from([1, 2, 4]))
-    page = draw(st.sampled_from(["head_major", "token_major", "columns", "pairs"]))
-    return draw(shapes(heads, page, **which)), draw(shapes(heads, page, **which))
+    alike = draw(st.sampled_from([("head_major", "token_major"), ("columns",), ("pairs",)]))
+    pages = (draw(st.sampled_from(alike)), draw(st.sampled_from(alike)))
+    return tuple(draw(shapes(heads, page, **which)) for page in pages)
 
 
 def apply(runs, source, destination):

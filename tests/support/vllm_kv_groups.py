@@ -21,7 +21,11 @@ from vllm.v1.kv_cache_interface import (
     UniformTypeKVCacheSpecs,
 )
 
+from nodeserve.clock import MonotonicClock
 from nodeserve.engine.vllm import kv_groups
+from nodeserve.engine.vllm.connector_messages import PoolHandshake
+from nodeserve.engine.vllm.connector_scheduler import ConnectorSettings, SchedulerSide
+from nodeserve.engine.vllm.handoff import PoolDescription
 from nodeserve.errors import ConfigError
 
 _COMMON = {"block_size": 16, "num_kv_heads": 2, "head_size": 64, "dtype": torch.float32}
@@ -41,15 +45,42 @@ SPECS: dict[str, list[KVCacheSpec]] = {
 
 
 def refusals(pipe: Connection) -> None:
-    """Answer, by model and whether loads may be parked, with why it is refused."""
+    """Answer with refusals, by model, whether loads may be parked, and whether blocks are alike."""
     answers = {}
-    for (name, specs), async_load in itertools.product(SPECS.items(), (True, False)):
+    kinds = itertools.product(SPECS.items(), (True, False), (True, False))
+    for (name, specs), async_load, one_block_size in kinds:
         groups = [KVCacheGroupSpec([f"layer-{i}"], spec) for i, spec in enumerate(specs)]
         config = KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=groups)
         try:
-            kv_groups.require_supported(config, async_load=async_load)
+            kv_groups.require_supported(
+                config, async_load=async_load, one_block_size=one_block_size
+            )
         except ConfigError as error:
-            answers[name, async_load] = str(error)
+            answers[name, async_load, one_block_size] = str(error)
+    pipe.send(answers)
+
+
+def undivided(pipe: Connection) -> None:
+    """Answer, by what differs between workers, why pages that are kept whole are refused."""
+    config = KVCacheConfig(8, [], [KVCacheGroupSpec(["layer"], FULL)])
+    pool = PoolDescription(handle={}, geometry={})
+    kept = {"heads": "NVFP4", "tokens": "CPU_ATTN amx bfloat16"}
+    answers = {}
+    for one_tp, one_block_size in ((False, True), (True, False)):
+        settings = ConnectorSettings(
+            generation=1,
+            async_load=True,
+            lease_ttl_s=1.0,
+            one_tp=one_tp,
+            one_block_size=one_block_size,
+        )
+        side = SchedulerSide(settings, config, MonotonicClock())
+        try:
+            side.set_pools({0: PoolHandshake(pool, kept)})
+        except ConfigError as error:
+            answers[one_tp, one_block_size] = str(error)
+        finally:
+            side.close()
     pipe.send(answers)
 
 

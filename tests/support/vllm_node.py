@@ -142,11 +142,13 @@ class VllmNode:
                 raise EngineRefusedError(answer.decode()) from None
             assert isinstance(ready, WorkerReady)
             self.ready[generation] = ready
+        blocks = {}
+        for _ in generations:  # they say so in any order
             assert self._input.poll(int(START_DEADLINE_S * 1e3))
             identity, payload = self._input.recv_multipart()
             first = int.from_bytes(identity, "little")
-            assert first in self.processes
-            assert msgspec.msgpack.decode(payload)["num_gpu_blocks"] == ready.num_gpu_blocks
+            blocks[first] = msgspec.msgpack.decode(payload)["num_gpu_blocks"]
+        assert blocks == {each: self.ready[each].num_gpu_blocks for each in generations}
 
     def close(self) -> None:
         """Stop the engines as a supervisor would."""

@@ -119,6 +119,8 @@ def transfer_config(spec: WorkerSpec, platform: Platform) -> KVTransferConfig | 
             "generation": spec.generation,
             "async_load": spec.kv.async_load,
             "lease_ttl_s": spec.kv.lease_ttl_s,
+            "one_tp": spec.kv.one_tp,
+            "one_block_size": spec.kv.one_block_size,
             **_tier(spec),
         },
     )

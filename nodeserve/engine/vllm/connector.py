@@ -68,6 +68,11 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
                 clock=MonotonicClock(),
             )
 
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:
+        """Prefer a page's heads to lie one after the other, so that ranks' shares are few runs."""
+        return None if vllm_config.model_config.use_mla else "LBHNC"
+
     # ------------------------------------------------------------- worker side
 
     def get_mem_pool_context(self) -> AbstractContextManager:

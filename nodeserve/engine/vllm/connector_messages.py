@@ -13,9 +13,13 @@ from nodeserve.engine.vllm.handoff import Handoff, LoadPart, PoolDescription
 
 @dataclass(frozen=True)
 class PoolHandshake(KVConnectorHandshakeMetadata):
-    """Worker to scheduler, once: where this rank's KV pool lies."""
+    """Worker to scheduler, once: where this rank's KV pool lies.
+
+    ``undivided`` says by what its pages cannot be divided, as ``kv_memory.undivided`` does.
+    """
 
     pool: PoolDescription
+    undivided: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from nodeserve.engine.vllm.connector_messages import (
     PoolHandshake,
 )
 from nodeserve.engine.vllm.handoff import GroupBlocks, Handoff, LoadPart, PoolDescription
-from nodeserve.errors import InvariantError, PeerError
+from nodeserve.errors import ConfigError, InvariantError, PeerError
 from nodeserve.ids import Generation, LeaseId
 from nodeserve.kv import layout, page_copy
 from nodeserve.kv.layout import NULL_BLOCK
@@ -47,9 +47,6 @@ from nodeserve.transfer.lease_table import LeaseTable
 NUM_SLOTS: Final = 1 << 16
 """More leases than a node has requests; half a MiB, touched only where used."""
 
-ALIGNMENT_BLOCKS: Final = 8
-"""Of a sliding window, blocks are offered from a multiple of these on, as far as they are there."""
-
 _FINISHED: Final = (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
 
 _logger = logging.getLogger(__name__)
@@ -62,6 +59,8 @@ class ConnectorSettings:
     generation: int
     async_load: bool
     lease_ttl_s: float
+    one_tp: bool
+    one_block_size: bool
 
 
 class SchedulerSide:
@@ -73,7 +72,9 @@ class SchedulerSide:
         Raises:
             ConfigError: The model's KV cannot be handed over.
         """
-        kv_groups.require_supported(config, async_load=settings.async_load)
+        kv_groups.require_supported(
+            config, async_load=settings.async_load, one_block_size=settings.one_block_size
+        )
         self._settings = settings
         self._clock = clock
         self._groups = config.kv_cache_groups
@@ -98,7 +99,13 @@ class SchedulerSide:
         self._pool = pool
 
     def set_pools(self, by_rank: dict[int, PoolHandshake]) -> None:
-        """Take where every rank's KV pool lies."""
+        """Take where every rank's KV pool lies.
+
+        Raises:
+            ConfigError: Pages cannot be divided as the node's other workers would have to.
+        """
+        for handshake in by_rank.values():
+            self._require_divided(handshake.undivided)
         self._descriptions = tuple(by_rank[rank].pool for rank in sorted(by_rank))
         geometry = layout.from_plain(self._descriptions[0].geometry)
         self._block_bytes = [
@@ -253,6 +260,20 @@ class SchedulerSide:
         """Let go of the lease table."""
         self._table.close()
 
+    def _require_divided(self, undivided: dict[str, str]) -> None:
+        differing = {
+            "heads": (self._settings.one_tp, "tp"),
+            "tokens": (self._settings.one_block_size, "block_size"),
+        }
+        for what, kind in undivided.items():
+            is_one, setting = differing[what]
+            if not is_one:
+                text = (
+                    f"KV of the kind {kind!r} cannot be divided by {what}, and the node's workers "
+                    f"differ in {setting}; give all of them the same"
+                )
+                raise ConfigError(text)
+
     def _end_token(self, handoff: Handoff, request: Request) -> int:
         return min(handoff.num_tokens, request.num_tokens - 1)
 
@@ -284,10 +305,6 @@ def _offered(group: KVCacheGroupSpec, ids: list[int], num_tokens: int) -> GroupB
     block_size = group.kv_cache_spec.block_size
     num_blocks = -(-num_tokens // block_size)
     first = min(kv_groups.first_needed_block(group, num_tokens - 1), num_blocks)
-    # A reader's blocks may be larger and begin before ours.
-    first -= first % ALIGNMENT_BLOCKS
-    while first < num_blocks and ids[first] == NULL_BLOCK:
-        first += 1
     return GroupBlocks(block_size=block_size, first=first, blocks=tuple(ids[first:num_blocks]))
 
 

@@ -15,7 +15,7 @@ from nodeserve.engine.vllm import kv_groups
 from nodeserve.engine.vllm.connector_messages import Load, LoadReport, PoolHandshake
 from nodeserve.engine.vllm.handoff import PoolDescription
 from nodeserve.engine.vllm.host_tier_worker import TierWorker
-from nodeserve.engine.vllm.kv_memory import HostKvMemory, RankFacts
+from nodeserve.engine.vllm.kv_memory import HostKvMemory, RankFacts, undivided
 from nodeserve.engine.vllm.loader import KvLoader
 from nodeserve.errors import PeerError
 from nodeserve.kv import layout
@@ -49,6 +49,7 @@ class WorkerSide:
         self._clock = clock
         self.memory = HostKvMemory(config.kv_cache_tensors[0].size)
         self._description: PoolDescription | None = None
+        self._undivided: dict[str, str] = {}
         self._loader: KvLoader | None = None
         self._lock = threading.Lock()  # the loader's
         self._jobs: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
@@ -65,6 +66,7 @@ class WorkerSide:
         """
         if kv_groups.problem(self._config):
             return  # the scheduler's half refuses it, and is heard with several ranks too
+        self._undivided = undivided(self._config, views, self._ranks)
         self._description = self.memory.describe(self._config, views, self._ranks)
         self._loader = KvLoader(
             layout.from_plain(self._description.geometry),
@@ -88,7 +90,9 @@ class WorkerSide:
 
     def handshake(self) -> PoolHandshake | None:
         """Return where our pool lies; None before it was allocated."""
-        return None if self._description is None else PoolHandshake(self._description)
+        if self._description is None:
+            return None
+        return PoolHandshake(self._description, self._undivided)
 
     def start(self, loads: Iterable[Load]) -> None:
         """Begin parked loads; carry out the others before returning."""

@@ -71,17 +71,29 @@ class LayerFacts:
             return f"token rows of {self.dtype}"
         return " ".join(filter(None, (self.backend, self.isa, self.dtype)))
 
+    @property
+    def divides_by_token(self) -> bool:
+        """Whether workers with other block sizes can read a page."""
+        return self._is_token_rows() or self._is_columns()
+
+    def divides_by_head(self, num_ranks: int, total_kv_heads: int) -> bool:
+        """Return whether workers of other tensor parallel sizes can read a page."""
+        if self._is_latent():
+            return True
+        whole = max(total_kv_heads, num_ranks) % min(total_kv_heads, num_ranks) == 0
+        count = max(1, total_kv_heads // num_ranks)
+        return whole and self.kv_heads == self.heads == count and self._has_heads()
+
     def head_range(self, rank: int, num_ranks: int, total_kv_heads: int) -> HeadRange:
         """Return which heads the rank has; one of its own where pages cannot be cut by head.
 
         As vLLM's QKVParallelLinear gives heads to ranks.
         """
-        if self.latent and self.heads == 1:
-            return HeadRange(0, 1, 1, rank, num_ranks)
-        whole = max(total_kv_heads, num_ranks) % min(total_kv_heads, num_ranks) == 0
-        count = max(1, total_kv_heads // num_ranks)
-        if not (whole and self.kv_heads == self.heads == count and self._has_heads()):
+        if not self.divides_by_head(num_ranks, total_kv_heads):
             return HeadRange(rank, 1, num_ranks)
+        if self._is_latent():
+            return HeadRange(0, 1, 1, rank, num_ranks)
+        count = max(1, total_kv_heads // num_ranks)
         replicas = max(1, num_ranks // total_kv_heads)
         return HeadRange(rank // replicas * count, count, total_kv_heads, rank % replicas, replicas)
 
@@ -112,6 +124,9 @@ class LayerFacts:
             raise ConfigError(text)
         page = self.page_bytes
         return page, (Plane(0, 1, 0, self.tokens, page, page),)
+
+    def _is_latent(self) -> bool:
+        return self.latent and self.heads == 1
 
     def _is_columns(self) -> bool:
         return self._is_head_major_cpu() and self.isa in COLUMNS

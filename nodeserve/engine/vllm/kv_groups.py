@@ -35,8 +35,13 @@ def problem(config: KVCacheConfig) -> str | None:
     return None if config.kv_cache_groups else "the model has no KV cache"
 
 
-def require_supported(config: KVCacheConfig, *, async_load: bool) -> None:
-    """Refuse models whose KV cannot be handed over.
+def require_supported(config: KVCacheConfig, *, async_load: bool, one_block_size: bool) -> None:
+    """Refuse models whose KV cannot be handed over, or not so.
+
+    Args:
+        config: vLLM's groups of the model.
+        async_load: Whether requests wait for their loads across steps.
+        one_block_size: Whether all workers of the node have blocks of one size.
 
     Raises:
         ConfigError: Saying what cannot, and what to do.
@@ -44,8 +49,17 @@ def require_supported(config: KVCacheConfig, *, async_load: bool) -> None:
     if (found := problem(config)) is not None:
         text = f"{found}; serve another model"
         raise ConfigError(text)
-    if not async_load and not is_plain(config):
-        kinds = ", ".join(kind(group) for group in config.kv_cache_groups)
+    if is_plain(config):
+        return
+    kinds = ", ".join(kind(group) for group in config.kv_cache_groups)
+    if not one_block_size:
+        text = (
+            f"the node's workers differ in block_size, which does not work with KV cache groups of "
+            f"{kinds}: larger blocks would begin before what smaller ones keep of a window; give "
+            "all workers the same"
+        )
+        raise ConfigError(text)
+    if not async_load:
         text = (
             f"kv.async_load = false does not work with KV cache groups of {kinds}: vLLM cannot "
             "compute again what such a load misses; remove it"

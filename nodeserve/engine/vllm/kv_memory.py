@@ -4,7 +4,7 @@ vLLM allocates a worker's whole KV cache with one ``torch.zeros`` of int8 inside
 memory pool context (vllm/v1/worker/utils.py:596 and vllm/v1/worker/gpu_worker.py:879, 0.32).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,11 @@ from vllm.config import VllmConfig
 from vllm.v1.kv_cache_interface import (
     AttentionSpec,
     KVCacheConfig,
+    KVCacheTensor,
     UniformTypeKVCacheSpecs,
 )
 
+from nodeserve.engine.vllm import kv_groups
 from nodeserve.engine.vllm.handoff import PoolDescription
 from nodeserve.engine.vllm.kv_geometry import LayerFacts
 from nodeserve.errors import InvariantError
@@ -117,18 +119,38 @@ class HostKvMemory(TorchFunctionMode):
         return {TRANSPORT: SharedMemoryImporter(self._pool.data_ptr(), self._pool_bytes)}
 
 
-def _geometry(
-    config: KVCacheConfig, views: dict[str, torch.Tensor], pool_bytes: int, ranks: RankFacts
-) -> PoolGeometry:
+def undivided(
+    config: KVCacheConfig, views: dict[str, torch.Tensor], ranks: RankFacts
+) -> dict[str, str]:
+    """Return by what pages cannot be divided, ``heads`` or ``tokens``, each with their kind."""
+    found = {}
+    for _, _, facts in _layers(config, views, ranks):
+        if not facts.divides_by_head(ranks.num_ranks, ranks.total_kv_heads):
+            found["heads"] = facts.kind
+        if not facts.divides_by_token:
+            found["tokens"] = facts.kind
+    return found
+
+
+def _layers(
+    config: KVCacheConfig, views: dict[str, torch.Tensor], ranks: RankFacts
+) -> Iterator[tuple[KVCacheTensor, int, LayerFacts]]:
+    """Yield like layers, with their KV cache group and what vLLM says of them."""
     groups = config.kv_cache_groups
-    places, kinds = [], []
     for tensor in config.kv_cache_tensors:
         name = tensor.layers[0]
         number = next(i for i, group in enumerate(groups) if name in group.layer_names)
         spec = groups[number].kv_cache_spec
         if isinstance(spec, UniformTypeKVCacheSpecs):
             spec = spec.kv_cache_specs[name]
-        facts = _layer_facts(spec, views[name], ranks.layers[name])
+        yield tensor, number, _layer_facts(spec, views[name], ranks.layers[name])
+
+
+def _geometry(
+    config: KVCacheConfig, views: dict[str, torch.Tensor], pool_bytes: int, ranks: RankFacts
+) -> PoolGeometry:
+    places, kinds = [], []
+    for tensor, number, facts in _layers(config, views, ranks):
         heads = facts.head_range(ranks.rank, ranks.num_ranks, ranks.total_kv_heads)
         head_stride, planes = facts.planes(heads)
         places.append(
@@ -145,13 +167,14 @@ def _geometry(
                 group=number,
             )
         )
-        kinds.append(f"{type(spec).__name__} {facts.kind}")
+        divides = facts.divides_by_head(ranks.num_ranks, ranks.total_kv_heads)
+        kinds.append(facts.kind if divides else f"{facts.kind} of {ranks.num_ranks} ranks")
     return PoolGeometry(
         places=tuple(places),
-        block_sizes=tuple(group.kv_cache_spec.block_size for group in groups),
+        block_sizes=tuple(group.kv_cache_spec.block_size for group in config.kv_cache_groups),
         num_blocks=config.num_blocks,
         pool_bytes=pool_bytes,
-        page_format="; ".join(kinds),
+        page_format="; ".join([*kinds, *map(kv_groups.kind, config.kv_cache_groups)]),
     )
 
 

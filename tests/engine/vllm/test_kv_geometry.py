@@ -66,9 +66,16 @@ def test_all_ranks_hold_the_same_latents(facts) -> None:
     ("facts", "num_ranks", "total"), [(NVFP4, 4, 4), (UNKNOWN, 4, 8), (HND, 4, 16), (HND, 4, 6)]
 )
 def test_pages_that_cannot_be_cut_by_head_are_the_ranks_own(facts, num_ranks, total) -> None:
+    assert not facts.divides_by_head(num_ranks, total)
     heads = facts.head_range(1, num_ranks, total)
     assert heads == HeadRange(1, 1, num_ranks)
     assert facts.planes(heads) == (PAGE, (Plane(0, 1, 0, TOKENS, PAGE, PAGE),))
+
+
+@pytest.mark.parametrize("facts", [HND, NHD, CPU, MLA])
+def test_known_pages_can_be_divided(facts) -> None:
+    assert facts.divides_by_token
+    assert facts.divides_by_head(2, 1 if facts is MLA else 4)
 
 
 def planes(facts):
@@ -90,6 +97,7 @@ def test_cpu_attention_keeps_keys_as_columns() -> None:
 @pytest.mark.parametrize("facts", [AMX, INDEXER])
 def test_tokens_that_are_mixed_stay_together(facts) -> None:
     head = TOKENS * CONTENT
+    assert not facts.divides_by_token
     assert planes(facts) == (TOKENS * CONTENT, (Plane(0, 1, 0, TOKENS, head, head),))
 
 

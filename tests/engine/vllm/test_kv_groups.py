@@ -25,15 +25,28 @@ def test_kinds_of_kv_that_cannot_be_handed_over_are_refused_by_name(ask) -> None
     refused = ask("refusals")
     kinds = {"mamba": "MambaSpec", "sinks": "SinkFullAttentionSpec", "compressed": "MLAAttention"}
     for name, kind in kinds.items():
-        assert f"of the kind {kind}" in refused[name, True]
-        assert "serve another model" in refused[name, False]
-    assert "no KV cache" in refused["none", True]
-    assert "kv.async_load = false does not work" in refused["hybrid", False]
-    assert (
-        "full attention, a sliding window of 40 tokens, chunks of 48 tokens"
-        in (refused["hybrid", False])
-    )
-    assert len(refused) == 2 * 4 + 1
+        assert f"of the kind {kind}" in refused[name, True, True]
+        assert "serve another model" in refused[name, False, True]
+    assert "no KV cache" in refused["none", True, True]
+
+
+def test_what_windows_cannot_have_is_refused_by_name(ask) -> None:
+    refused = ask("refusals")
+    groups = "full attention, a sliding window of 40 tokens, chunks of 48 tokens"
+    for text in (refused["hybrid", False, True], refused["hybrid", True, False]):
+        assert groups in text
+    assert "kv.async_load = false does not work" in refused["hybrid", False, True]
+    assert "workers differ in block_size" in refused["hybrid", True, False]
+    assert ("hybrid", True, True) not in refused
+    assert {name for name, *_ in refused}.isdisjoint({"full", "latent", "mixed"})
+
+
+def test_pages_that_other_workers_could_not_read_are_refused_by_name(ask) -> None:
+    refused = ask("undivided")
+    assert "'NVFP4' cannot be divided by heads" in refused[False, True]
+    assert "differ in tp; give all of them the same" in refused[False, True]
+    assert "'CPU_ATTN amx bfloat16' cannot be divided by tokens" in refused[True, False]
+    assert "differ in block_size" in refused[True, False]
 
 
 def test_vllm_keeps_of_a_window_what_we_offer(ask) -> None:
