@@ -35,6 +35,18 @@ class DeadlineError(PeerError):
     """Another process did not answer in time; what it was asked may still be done."""
 
 
+class DeviceError(PeerError):
+    """A GPU's driver refused a call, or the device failed.
+
+    ``function`` and ``code`` are the driver's own; code 0 stands for no call at all.
+    """
+
+    def __init__(self, text: str, *, function: str = "", code: int = 0) -> None:
+        super().__init__(text)
+        self.function = function
+        self.code = code
+
+
 class InvariantError(NodeserveError):
     """nodeserve has a bug: report it. Exit code 70 (EX_SOFTWARE)."""
 
