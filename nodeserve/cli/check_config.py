@@ -1,13 +1,15 @@
 """``nodeserve check-config``: say what is wrong with a configuration, and start nothing."""
 
+import os
+
 import click
 import msgspec
 
-from nodeserve.cli.serve import installed_platform, require_roles, surroundings
+from nodeserve.cli.serve import installed_platform, surroundings
 from nodeserve.cli.status import size
 from nodeserve.config.facts import Topology
 from nodeserve.config.load import Flags, load_config, simulated_topology
-from nodeserve.engine.vllm.environment import Platform
+from nodeserve.engine.vllm import environment
 
 
 @click.command("check-config")
@@ -30,10 +32,9 @@ def command(file: str, gpus: int | None, simulate: str | None) -> None:
     if gpus is not None:
         there = machine_of(gpus)
         around = msgspec.structs.replace(around, topology=lambda: there)
-        platform = Platform.CUDA
     config = load_config(Flags(config=file, simulate=simulate), around)
-    if config.simulate is None and platform is not None:
-        require_roles(config, platform)
+    if config.simulate is None and platform is not None and gpus is None:
+        environment.require_exportable(platform, os.environ)
     for warning in config.warnings:
         click.echo(f"nodeserve: {warning}", err=True)
     where = ", ".join(listener.address for listener in config.listeners)

@@ -150,7 +150,7 @@ def serve(config: NodeConfig, run_node: Callable[[NodeConfig], int]) -> int:
     if config.simulate is None or python:
         release.check_vllm(release.installed_vllm_version(), release.pinned_vllm_version())
     if config.simulate is None:
-        require_roles(config, environment.find_vllm()[0])
+        environment.require_exportable(environment.find_vllm()[0], os.environ)
     for listener in config.listeners:
         if listener.api_key_file is not None:
             key_file(listener.api_key_file, os.environ)
@@ -158,13 +158,3 @@ def serve(config: NodeConfig, run_node: Callable[[NodeConfig], int]) -> int:
             paths.prepare_directory(Path(listener.socket).parent, os.getuid())
     setup()
     return run_node(config)
-
-
-def require_roles(config: NodeConfig, platform: Platform) -> None:
-    """Refuse roles that no engine on ``platform`` can take, before anything starts.
-
-    Raises:
-        ConfigError: Naming the first such worker.
-    """
-    for worker in config.workers:
-        environment.needs_connector(platform, worker.name, worker.role)

@@ -61,6 +61,7 @@ _UNSUPPORTED: Final[Mapping[str, str]] = {
     "enable_elastic_ep": "elastic expert parallelism",
     "diffusion_config": "text diffusion",
     "enable_sleep_mode": "sleep mode",
+    "enable_cumem_allocator": "GPU memory of vLLM's own allocator, which peers cannot read",
     "decode_context_parallel_size": "context parallelism",
     "prefill_context_parallel_size": "context parallelism",
     "mm_encoder_only": "encoder-only serving",

@@ -6,6 +6,10 @@ from typing import Final
 HANDOFF: Final = "handoff"
 """The feature of an engine that can hand its KV over and take a peer's."""
 
+PROBE: Final = "probe"
+"""The feature of an engine with HANDOFF that says where its KV lies (``nodeserve_pools``) and
+measures how fast it reads a peer's (``nodeserve_probe``)."""
+
 RESUME: Final = "resume"
 """The feature of an engine that continues a request after tokens that another engine made."""
 

@@ -15,6 +15,9 @@ PREFIX_HASH_ALGO: Final = "sha256_cbor"
 """How every engine of the node names blocks by their content: canonical, unlike vLLM's default,
 which hashes a pickle. Source: vllm/v1/core/kv_cache_utils.py (0.32)."""
 
+GPU_TRANSPORTS: Final = ("cuda_ipc", "cuda_vmm")
+"""How workers can share GPU memory: by IPC handle, or by file descriptor."""
+
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Which engine a worker runs and with what.
@@ -40,6 +43,7 @@ class KvSpec(msgspec.Struct, frozen=True, kw_only=True):
     ``one_tp`` and ``one_block_size`` say that the node's workers do not differ in these, so that
     KV need not be divided.
     ``tier_address`` is where the block manager listens; None where there is no tier below the GPU.
+    ``gpu_transport`` is how workers share GPU memory, one of GPU_TRANSPORTS.
     """
 
     async_load: bool = True
@@ -47,6 +51,7 @@ class KvSpec(msgspec.Struct, frozen=True, kw_only=True):
     tier_address: str | None = None
     one_tp: bool = True
     one_block_size: bool = True
+    gpu_transport: str = "cuda_ipc"
 
 
 class TenantSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +98,7 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     ``prompt_token_s`` and ``output_token_s`` are what a token takes of the GPUs, as modelled;
     None where nothing is known of them. ``names_listeners`` is whether engines are told which
     listener a request came through, which they need to know where there are tiers below the GPU.
+    ``min_bandwidth_gbps`` is below what a path for KV is refused; None refuses none that works.
     """
 
     generation: int
@@ -107,6 +113,7 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     prompt_token_s: float | None = None
     output_token_s: float | None = None
     names_listeners: bool = False
+    min_bandwidth_gbps: float | None = None
 
 
 class DiskTierSpec(msgspec.Struct, frozen=True, kw_only=True):

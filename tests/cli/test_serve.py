@@ -1,17 +1,15 @@
 import json
 import logging
 
-import msgspec
 import pytest
 
-from nodeserve.cli.serve import flags_from, require_roles, serve, surroundings, usable
+from nodeserve.cli.serve import flags_from, serve, surroundings, usable
 from nodeserve.config.facts import Cpu, Gpu, Topology
 from nodeserve.config.layout import Wish
 from nodeserve.config.load import Flags, load_config
 from nodeserve.config.node import GatewayKind
 from nodeserve.config.tiers import TierWish
 from nodeserve.engine.vllm.environment import Platform
-from nodeserve.errors import ConfigError
 
 
 @pytest.fixture
@@ -118,15 +116,6 @@ def test_values_of_click_become_flags():
         tiers=TierWish(host="1GiB"),
         vllm_args=("--x",),
     )
-
-
-def test_roles_that_gpus_cannot_take_yet_are_refused_before_anything_starts(model):
-    given = Flags(model=str(model), simulate="2xh100-sxm")
-    with pytest.raises(ConfigError, match="worker prefill-0 is to prefill"):
-        require_roles(load_config(given, surroundings()), Platform.CUDA)
-    require_roles(load_config(given, surroundings()), Platform.CPU)
-    whole = msgspec.structs.replace(given, wish=Wish(aggregated=2))
-    require_roles(load_config(whole, surroundings()), Platform.CUDA)
 
 
 def test_gpus_that_the_installed_vllm_cannot_use_are_no_place_for_a_worker():

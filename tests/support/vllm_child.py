@@ -115,6 +115,14 @@ def run_engine_without_connector(spec_bytes: bytes, pipe: Connection) -> None:
     _run(VllmEngine(spec, lambda _: None, lambda *_: None), spec, pipe)
 
 
+def run_engine_on_fake_gpu(library: str, spec_bytes: bytes, pipe: Connection) -> None:
+    """Do the same with the KV cache in memory of the fake CUDA driver at ``library``."""
+    fake_gpu = importlib.import_module("tests.support.fake_gpu")
+    spec = msgspec.msgpack.decode(spec_bytes, type=WorkerSpec)
+    transfer = functools.partial(fake_gpu.transfer_config, library)
+    _run(VllmEngine(spec, lambda _: None, transfer), spec, pipe)
+
+
 def _run(engine: VllmEngine, spec: WorkerSpec, pipe: Connection) -> None:
     log = os.open(Path(spec.runtime_dir) / f"{spec.name}.log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)

@@ -23,6 +23,10 @@ def run_engine_without_connector(spec_bytes: bytes, pipe: Connection) -> None:
     _child().run_engine_without_connector(spec_bytes, pipe)
 
 
+def run_engine_on_fake_gpu(library: str, spec_bytes: bytes, pipe: Connection) -> None:
+    _child().run_engine_on_fake_gpu(library, spec_bytes, pipe)
+
+
 def configure(specs: list[tuple[WorkerSpec, Platform]], pipe: Connection) -> None:
     _child().configure(specs, pipe)
 
@@ -51,6 +55,11 @@ def check_resume(check: str, pipe: Connection) -> None:
 def check_kv_groups(check: str, pipe: Connection) -> None:
     """Answer with what a function of ``vllm_kv_groups`` finds."""
     getattr(importlib.import_module("tests.support.vllm_kv_groups"), check)(pipe)
+
+
+def check_index_copies(check: str, pipe: Connection) -> None:
+    """Run one of the checks of ``index_copy_checks``."""
+    getattr(importlib.import_module("tests.support.index_copy_checks"), check)(pipe)
 
 
 def _child() -> Any:

@@ -54,8 +54,8 @@ class Answer:
 
 
 @contextmanager
-def forkserver_context() -> Iterator[Any]:
-    """A multiprocessing context whose forkserver has vLLM imported already."""
+def forkserver_context(environ: dict[str, str] | None = None) -> Iterator[Any]:
+    """A multiprocessing context whose forkserver has vLLM imported already, and ``environ``."""
     before = dict(os.environ)
     root = str(Path(__file__).resolve().parents[2])
     os.environ.update(environment.forkserver_environment())
@@ -64,6 +64,7 @@ def forkserver_context() -> Iterator[Any]:
         "VLLM_LOGGING_LEVEL": "WARNING",
         # In Python 3.11 a forkserver does not see the parent's sys.path.
         "PYTHONPATH": os.pathsep.join([root, before.get("PYTHONPATH", "")]),
+        **(environ or {}),
     }
     context = get_context("forkserver")
     context.set_forkserver_preload([*preload.modules(), "tests.support.vllm_child"])
@@ -92,6 +93,8 @@ class VllmNode:
         self.kv_usage: dict[int, float] = {}
         self._utilities: dict[int, list[Any]] = {}
         self._ids = itertools.count(1)
+        self.start_deadline_s = START_DEADLINE_S
+        self.answer_deadline_s = ANSWER_DEADLINE_S
 
     def spec(self, generation: int, kv: KvSpec, args: dict[str, Any], tp: int = 1) -> WorkerSpec:
         folder = self.folder
@@ -133,7 +136,7 @@ class VllmNode:
         """
         for generation in generations:
             pipe = self._pipes[generation]
-            if not pipe.poll(START_DEADLINE_S):
+            if not pipe.poll(self.start_deadline_s):
                 raise TimeoutError(f"engine {generation} does not start; logs in {self.folder}")
             answer = pipe.recv_bytes()
             try:
@@ -237,11 +240,13 @@ class VllmNode:
         self._input.send_multipart([identity, kind, msgspec.msgpack.encode(payload)])
 
     def _receive_until(self, is_done: Any) -> None:
-        deadline = time.monotonic() + ANSWER_DEADLINE_S
+        deadline = time.monotonic() + self.answer_deadline_s
         while not is_done():
             left_s = max(0.0, deadline - time.monotonic())
             if not self._output.poll(int(left_s * 1e3)):
-                raise TimeoutError(f"no answer in {ANSWER_DEADLINE_S} s; logs in {self.folder}")
+                raise TimeoutError(
+                    f"no answer in {self.answer_deadline_s} s; logs in {self.folder}"
+                )
             self._take(self._output.recv_multipart()[0])
 
     def _take(self, frame: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from vllm.config import KVEventsConfig, KVTransferConfig, StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
-from nodeserve.engine.vllm.environment import Platform, needs_connector
+from nodeserve.engine.vllm.environment import Platform, require_exportable
 from nodeserve.errors import ConfigError
 from nodeserve.wire.spawn import GRAMMAR_BACKEND, PREFIX_HASH_ALGO, WorkerSpec
 
@@ -28,6 +29,9 @@ CPU_DEFAULTS: Final[Mapping[str, Any]] = {
     "kv_cache_memory_bytes": 1 << 30,
 }
 
+GPU_TRANSPORT: Final = "gpu_transport"
+"""Where the connector finds how GPU memory is to be shared."""
+
 OWNED: Final = (
     "model",
     "served_model_name",
@@ -45,6 +49,8 @@ UNSUPPORTED: Final[Mapping[str, str]] = {
     "kv_offloading_size": "it would replace nodeserve's KV connector",
     "enable_elastic_ep": "the engine's ranks would change under its peers",
     "scheduler_cls": "leases rest on vLLM's own scheduler",
+    "enable_sleep_mode": "KV that sleeps cannot be read by peers",
+    "enable_cumem_allocator": "its memory cannot be read by peers",
 }
 
 ONE: Final = (
@@ -100,14 +106,13 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(said).split())
 
 
-def transfer_config(spec: WorkerSpec, platform: Platform) -> KVTransferConfig | None:
-    """Return how a worker's engine hands KV over; None where it cannot and need not.
+def transfer_config(spec: WorkerSpec, platform: Platform) -> KVTransferConfig:
+    """Return how a worker's engine hands KV over.
 
     Raises:
-        ConfigError: It cannot and its role needs it.
+        ConfigError: Its memory cannot be shared under the settings of this environment.
     """
-    if not needs_connector(platform, spec.name, spec.role):
-        return None
+    require_exportable(platform, os.environ)
     return KVTransferConfig(
         kv_connector="NodeserveConnector",
         kv_connector_module_path="nodeserve.engine.vllm.connector",
@@ -121,6 +126,7 @@ def transfer_config(spec: WorkerSpec, platform: Platform) -> KVTransferConfig | 
             "lease_ttl_s": spec.kv.lease_ttl_s,
             "one_tp": spec.kv.one_tp,
             "one_block_size": spec.kv.one_block_size,
+            GPU_TRANSPORT: spec.kv.gpu_transport,
             **_tier(spec),
         },
     )

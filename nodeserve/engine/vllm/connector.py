@@ -18,6 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+from vllm.platforms import current_platform
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -29,11 +30,12 @@ from nodeserve.clock import MonotonicClock
 from nodeserve.engine.vllm.connector_messages import LoadReport, PoolHandshake
 from nodeserve.engine.vllm.connector_scheduler import ConnectorSettings, SchedulerSide
 from nodeserve.engine.vllm.connector_worker import WorkerSide
+from nodeserve.engine.vllm.cuda_memory import platform_memory
 from nodeserve.engine.vllm.host_tier import require_one_group, tier_scheduler
 from nodeserve.engine.vllm.host_tier_messages import StepMetadata, StepReport, TierStep
 from nodeserve.engine.vllm.host_tier_scheduler import TierScheduler
 from nodeserve.engine.vllm.host_tier_worker import TierWorker
-from nodeserve.engine.vllm.kv_memory import RankFacts
+from nodeserve.engine.vllm.kv_memory import HostKvMemory, RankFacts
 from nodeserve.kv import layout
 
 
@@ -65,15 +67,29 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
             self.worker = WorkerSide(
                 kv_cache_config,
                 RankFacts.of(vllm_config, get_tensor_model_parallel_rank()),
+                self.kv_memory(kv_cache_config.kv_cache_tensors[0].size),
                 clock=MonotonicClock(),
             )
 
     @classmethod
-    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:
-        """Prefer a page's heads to lie one after the other, so that ranks' shares are few runs."""
-        return None if vllm_config.model_config.use_mla else "LBHNC"
+    def get_required_kvcache_layout(cls, _: VllmConfig) -> str | None:
+        """Ask for blocks that are one run over all layers, so that a block is one copy.
+
+        Within a layer its heads lie one after the other, so that ranks' shares are few runs.
+        The CPU's attention has a layout of its own.
+        """
+        return "BLHNC" if current_platform.is_cuda() else None
 
     # ------------------------------------------------------------- worker side
+
+    def kv_memory(self, pool_bytes: int) -> HostKvMemory:
+        """Return where this rank's pool is to lie: as the platform has it."""
+        return platform_memory(pool_bytes, self._kv_transfer_config.kv_connector_extra_config)
+
+    def bind_connector_metadata(self, connector_metadata: StepMetadata) -> None:
+        """Take what a step is to load, before the step's own work is asked for."""
+        super().bind_connector_metadata(connector_metadata)
+        self.worker.begin_step(connector_metadata.handoffs.loads)
 
     def get_mem_pool_context(self) -> AbstractContextManager:
         """Return the context in which vLLM allocates its KV cache."""

@@ -112,6 +112,11 @@ class SchedulerSide:
             page_copy.canonical_block_bytes(geometry, group) for group in range(len(self._groups))
         ]
 
+    @property
+    def pools(self) -> tuple[PoolDescription, ...]:
+        """Where every rank's KV pool lies, by rank; empty before vLLM has said so."""
+        return self._descriptions
+
     # ------------------------------------------------------------------- loads
 
     def arrive(self, request: Request) -> None:

@@ -3,9 +3,9 @@
 import logging
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -19,6 +19,8 @@ from nodeserve.engine.vllm.kv_memory import HostKvMemory, RankFacts, undivided
 from nodeserve.engine.vllm.loader import KvLoader
 from nodeserve.errors import PeerError
 from nodeserve.kv import layout
+from nodeserve.transfer import probe
+from nodeserve.transfer.base import Fence
 
 ENDED_PEERS_EVERY_S: Final = 5.0
 """How often pools of ended peers are looked for, while any pool is mapped."""
@@ -42,21 +44,24 @@ class WorkerSide:
     The queue of loads is bounded by the scheduler: every waiting load holds KV blocks.
     """
 
-    def __init__(self, config: KVCacheConfig, ranks: RankFacts, *, clock: Clock) -> None:
-        """Prepare to share the pool of ``config``; vLLM allocates it later."""
+    def __init__(
+        self, config: KVCacheConfig, ranks: RankFacts, memory: HostKvMemory, *, clock: Clock
+    ) -> None:
+        """Prepare to share the pool of ``config`` in ``memory``; vLLM allocates it later."""
         self._config = config
         self._ranks = ranks
         self._clock = clock
-        self.memory = HostKvMemory(config.kv_cache_tensors[0].size)
+        self.memory = memory
         self._description: PoolDescription | None = None
         self._undivided: dict[str, str] = {}
         self._loader: KvLoader | None = None
         self._lock = threading.Lock()  # the loader's
-        self._jobs: queue.SimpleQueue[Load | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Load, Fence | None] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
         self._bad_blocks: set[int] = set()
         self._report = LoadReport()
         self._thread: threading.Thread | None = None
+        self._fences: list[Fence | None] = []
 
     def register(self, views: dict[str, torch.Tensor]) -> None:
         """Take vLLM's tensors per layer, and be ready to load.
@@ -88,19 +93,52 @@ class WorkerSide:
             clock=self._clock,
         )
 
+    def probe(self, pools: Sequence[PoolDescription]) -> dict[str, Any]:
+        """Measure how fast a peer's pool can be read; our own is left alone.
+
+        Returns:
+            ``transport`` and the figures of transfer.probe.
+
+        Raises:
+            PeerError: It cannot be read, or there is no memory to read it into.
+        """
+        handle = pools[self._ranks.rank % len(pools)].handle
+        transport = str(handle.get("transport"))
+        with self._lock, self.memory.scratch(probe.SCRATCH_BYTES) as address:
+            importer = self.memory.importers_into(address, probe.SCRATCH_BYTES).get(transport)
+            if importer is None:
+                text = f"a peer shares KV by {transport}, which this worker cannot read"
+                raise PeerError(text)
+            pool = importer.open(handle)
+            try:
+                size = (int(handle["bytes"]), probe.SCRATCH_BYTES)
+                figures = probe.measure(pool, *size, self._clock.now_s)
+            finally:
+                pool.close()
+        return {"transport": transport, **figures}
+
     def handshake(self) -> PoolHandshake | None:
         """Return where our pool lies; None before it was allocated."""
         if self._description is None:
             return None
         return PoolHandshake(self._description, self._undivided)
 
+    def begin_step(self, loads: Sequence[Load]) -> None:
+        """Note what this step's loads must come after: all that earlier steps do on the device.
+
+        vLLM starts parked loads behind the step's own forward, which writes to none of their
+        blocks: they need not wait for it.
+        """
+        self._fences = [self.memory.fence() for _ in loads]
+
     def start(self, loads: Iterable[Load]) -> None:
         """Begin parked loads; carry out the others before returning."""
         for load in loads:
+            fence = self._fences.pop() if self._fences else self.memory.fence()
             if load.parked:
-                self._jobs.put(load)
+                self._jobs.put((load, fence))
             else:
-                self._done.put(self._copy(self._loader, load))
+                self._done.put(self._copy(self._loader, load, fence))
 
     def take_finished(self) -> tuple[set[str], set[str]]:
         """Return the requests whose parked loads are over, and those among them that failed."""
@@ -139,21 +177,22 @@ class WorkerSide:
     def _copy_parked(self, loader: KvLoader) -> None:
         while True:
             try:
-                load = self._jobs.get(timeout=ENDED_PEERS_EVERY_S if loader.num_peers else None)
+                job = self._jobs.get(timeout=ENDED_PEERS_EVERY_S if loader.num_peers else None)
             except queue.Empty:
                 with self._lock:
                     loader.drop_ended()
                 continue
-            if load is None:
+            if job is None:
                 with self._lock:
                     loader.close()
                 return
-            self._done.put(self._copy(loader, load))
+            self._done.put(self._copy(loader, *job))
 
-    def _copy(self, loader: KvLoader, load: Load) -> _Outcome:
+    def _copy(self, loader: KvLoader, load: Load, fence: Fence | None) -> _Outcome:
         start_s, num_bytes, failed = self._clock.now_s(), 0, False
         try:
             with self._lock:
+                self.memory.follow(fence)
                 num_bytes = loader.load(load.handoff, load.parts)
         except PeerError as error:
             failed = True

@@ -13,7 +13,7 @@ from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.utils import EngineZmqAddresses
 from vllm.v1.request import Request
 
-from nodeserve.engine.vllm import rank_memory, resume, resume_runner
+from nodeserve.engine.vllm import kv_probe, rank_memory, resume, resume_runner
 from nodeserve.engine.vllm.connector import NodeserveConnector
 from nodeserve.engine.vllm.connector_scheduler import SchedulerSide
 from nodeserve.engine.vllm.executor import executor_class
@@ -174,6 +174,14 @@ class NodeEngineCore(EngineCoreProc):
     def nodeserve_tier_stats(self) -> dict:
         """Return what was asked of the host tier, loaded and stored; called over the wire."""
         return {} if (tier := self.tier) is None else tier.stats()
+
+    def nodeserve_pools(self) -> list:
+        """Return where this engine's KV lies, for ``nodeserve_probe``; called over the wire."""
+        return [] if (handoffs := self.handoffs) is None else kv_probe.to_plain(handoffs.pools)
+
+    def nodeserve_probe(self, pools: list) -> dict:
+        """Measure how fast a peer's KV can be read from here; called over the wire."""
+        return kv_probe.probe_ranks(self.model_executor, pools)
 
     def _has_leases(self) -> bool:
         return (handoffs := self.handoffs) is not None and handoffs.num_leases > 0

@@ -21,7 +21,7 @@ from nodeserve.engine.vllm.core import NodeEngineCore, wire_fields
 from nodeserve.engine.vllm.environment import Platform
 from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError
 from nodeserve.wire.control import WorkerReady
-from nodeserve.wire.kinds import HANDOFF, RESUME
+from nodeserve.wire.kinds import HANDOFF, PROBE, RESUME
 from nodeserve.wire.spawn import WorkerSpec
 
 _logger = logging.getLogger(__name__)
@@ -162,4 +162,4 @@ def _num_blocks(config: VllmConfig) -> int:
 
 
 def _features(*, can_hand_over: bool, can_resume: bool) -> tuple[str, ...]:
-    return (HANDOFF,) * can_hand_over + (RESUME,) * can_resume
+    return (HANDOFF, PROBE) * can_hand_over + (RESUME,) * can_resume

@@ -2,12 +2,11 @@
 
 import enum
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from nodeserve.config.release import VLLM_DISTRIBUTIONS
 from nodeserve.errors import ConfigError
-from nodeserve.wire.kinds import Role
 from nodeserve.wire.spawn import WorkerSpec
 
 HASH_SEED: Final = "0"
@@ -50,26 +49,25 @@ def find_vllm(
     )
 
 
-def needs_connector(platform: Platform, worker: str, role: Role) -> bool:
-    """Return whether a worker's engine gets the KV connector.
+def require_exportable(platform: Platform, environ: Mapping[str, str]) -> None:
+    """Refuse settings of torch's allocator under which GPU memory has no IPC handle.
 
-    Every engine does whose memory a transport of this release can share. On CUDA none can, so
-    that a worker there serves requests whole, as vLLM does by itself.
+    Torch reads both names; vLLM looks at the older one only, and at one of the settings.
 
     Raises:
-        ConfigError: The role is to hand KV over, and no transport can.
+        ConfigError: Naming the variable and what to do.
     """
-    match platform, role:
-        case Platform.CPU, _:
-            return True
-        case Platform.CUDA, Role.AGGREGATED:
-            return False
-        case _:
-            text = (
-                f"worker {worker} is to {role}, but KV in GPU memory cannot be handed over in this "
-                "release; serve with --aggregated N, or hand over on CPU or with --simulate"
-            )
-            raise ConfigError(text)
+    if platform is not Platform.CUDA:
+        return
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        settings = environ.get(name, "").replace(" ", "")
+        for setting in ("expandable_segments:True", "backend:cudaMallocAsync"):
+            if setting.lower() in settings.lower():
+                text = (
+                    f"{name} asks for {setting}: KV in such memory cannot be handed over between "
+                    "GPU workers; remove it from the daemon's environment"
+                )
+                raise ConfigError(text)
 
 
 def forkserver_environment() -> dict[str, str]:

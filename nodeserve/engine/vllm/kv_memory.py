@@ -4,7 +4,9 @@ vLLM allocates a worker's whole KV cache with one ``torch.zeros`` of int8 inside
 memory pool context (vllm/v1/worker/utils.py:596 and vllm/v1/worker/gpu_worker.py:879, 0.32).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import ctypes
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,7 @@ from nodeserve.engine.vllm.kv_geometry import LayerFacts
 from nodeserve.errors import InvariantError
 from nodeserve.kv import layout
 from nodeserve.kv.layout import LayerPlace, PoolGeometry
-from nodeserve.transfer.base import Copier, Importer
+from nodeserve.transfer.base import Copier, Fence, Handle, Importer
 from nodeserve.transfer.host_copier import HostCopier
 from nodeserve.transfer.shared_memory import TRANSPORT, SharedMemory, SharedMemoryImporter
 
@@ -74,10 +76,7 @@ class HostKvMemory(TorchFunctionMode):
         wanted = func is torch.zeros and kwargs.get("dtype") is torch.int8
         if not wanted or args != (self._pool_bytes,) or self._pool is not None:
             return func(*args, **kwargs)
-        self._memory = SharedMemory("nodeserve-kv", self._pool_bytes)
-        self._pool = torch.from_file(
-            self._memory.path, shared=True, size=self._pool_bytes, dtype=torch.int8
-        )
+        self._pool = self._allocate(lambda: func(*args, **kwargs))
         return self._pool
 
     def describe(
@@ -95,13 +94,13 @@ class HostKvMemory(TorchFunctionMode):
             InvariantError: vLLM did not allocate as expected, so nothing can be handed over.
         """
         first = next(iter(views.values())).untyped_storage().data_ptr()
-        if self._memory is None or self._pool is None or first != self._pool.data_ptr():
+        if self._pool is None or first != self._pool.data_ptr():
             raise InvariantError(
-                "vLLM's KV cache is not in shared memory: its allocation has changed; "
+                "vLLM's KV cache is not where peers can read it: its allocation has changed; "
                 "install the vLLM release that this nodeserve pins"
             )
         return PoolDescription(
-            handle=self._memory.handle(),
+            handle=self._export(),
             geometry=layout.to_plain(_geometry(config, views, self._pool_bytes, ranks)),
         )
 
@@ -114,9 +113,40 @@ class HostKvMemory(TorchFunctionMode):
         """Return what copies between the pool and host memory."""
         return HostCopier()
 
+    def fence(self) -> Fence | None:
+        """Return a point behind all work asked for so far; None where work is done when asked."""
+        return None
+
+    def follow(self, fence: Fence | None) -> None:
+        """Let what importers copy from now on begin behind ``fence``."""
+
     def importers(self) -> dict[str, Importer]:
         """Return, by transport, what copies peers' blocks into this pool."""
-        return {TRANSPORT: SharedMemoryImporter(self._pool.data_ptr(), self._pool_bytes)}
+        return self.importers_into(self.pool_address, self._pool_bytes)
+
+    def importers_into(self, address: int, num_bytes: int) -> dict[str, Importer]:
+        """Return the same for other memory of this process."""
+        return {TRANSPORT: SharedMemoryImporter(address, num_bytes)}
+
+    @contextmanager
+    def scratch(self, num_bytes: int) -> Generator[int]:
+        """Give memory of the pool's kind for a while: where it begins.
+
+        Raises:
+            PeerError: There is not so much.
+        """
+        memory = (ctypes.c_char * num_bytes)()
+        yield ctypes.addressof(memory)
+
+    def _allocate(self, as_torch_does: Callable[[], torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
+        """Return the pool, all zeros."""
+        self._memory = SharedMemory("nodeserve-kv", self._pool_bytes)
+        return torch.from_file(
+            self._memory.path, shared=True, size=self._pool_bytes, dtype=torch.int8
+        )
+
+    def _export(self) -> Handle:
+        return self._memory.handle()
 
 
 def undivided(

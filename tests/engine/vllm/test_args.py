@@ -22,6 +22,8 @@ REFUSED = [
     ({"max_modle_len": 5}, "did you mean max_model_len?"),
     ({"max_model_len": -5}, "vLLM refuses its engine arguments"),
     ({"max_model_len": 10**6}, "max_model_len (1000000) is greater than the derived"),
+    ({"enable_sleep_mode": True}, "KV that sleeps cannot be read by peers"),
+    ({"enable_cumem_allocator": True}, "enable_cumem_allocator"),
     ({"structured_outputs_config": {"backend": "guidance"}}, "agree on xgrammar"),
     ({"structured_outputs_config": "xgrammar"}, "must be a table"),
 ]
@@ -62,6 +64,7 @@ def test_the_node_decides_connector_events_executor_and_grammar(outcomes, node) 
             "lease_ttl_s": 60.0,
             "one_tp": True,
             "one_block_size": True,
+            "gpu_transport": "cuda_ipc",
         },
         "events": f"ipc://{node.folder}/kv-7",
         "executor": "uni",
@@ -73,12 +76,9 @@ def test_the_node_decides_connector_events_executor_and_grammar(outcomes, node) 
     }
 
 
-def test_an_aggregated_worker_on_gpus_runs_without_a_connector(outcomes, node) -> None:
-    facts = outcomes[len(REFUSED) + 1]
-    assert (facts["connector"], facts["executor"]) == (None, "uni")
+@pytest.mark.parametrize("which", [1, 2])
+def test_workers_on_gpus_hand_over_whatever_their_role(outcomes, node, which) -> None:
+    facts = outcomes[len(REFUSED) + which]
+    assert (facts["connector"], facts["executor"]) == ("NodeserveConnector", "uni")
+    assert facts["extra"]["gpu_transport"] == "cuda_ipc"
     assert facts["events"] == f"ipc://{node.folder}/kv-7"
-
-
-def test_a_prefill_worker_on_gpus_is_refused_by_name(outcomes) -> None:
-    kind, text = outcomes[len(REFUSED) + 2]
-    assert (kind, "worker worker-7 is to prefill" in text) == ("ConfigError", True), text

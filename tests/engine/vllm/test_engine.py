@@ -23,7 +23,7 @@ def test_a_ready_engine_says_what_the_dispatcher_needs(node) -> None:
     # 4 layers, key and value, 32 tokens, 2 heads of 64, float32.
     assert ready.kv_block_bytes == 4 * 2 * 32 * 2 * 64 * 4
     assert ready.kv_events_endpoint == f"ipc://{node.folder}/kv-{ASYNC}"
-    assert ready.features == ("handoff", "resume")
+    assert ready.features == ("handoff", "probe", "resume")
 
 
 def test_generations_differ_on_the_wire_only_in_their_identity(node) -> None:

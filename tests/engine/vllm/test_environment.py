@@ -61,14 +61,21 @@ def test_a_gpu_worker_sees_its_own_gpus_by_uuid() -> None:
     assert found == {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b", "PYTHONHASHSEED": "0"}
 
 
-@pytest.mark.parametrize("role", Role)
-def test_every_role_hands_over_on_cpu_and_none_on_gpus_yet(role) -> None:
-    assert environment.needs_connector(Platform.CPU, "w", role)
-    if role is Role.AGGREGATED:
-        assert not environment.needs_connector(Platform.CUDA, "w", role)
-        return
-    with pytest.raises(ConfigError, match=rf"worker w is to {role}.*--aggregated N"):
-        environment.needs_connector(Platform.CUDA, "w", role)
+@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+@pytest.mark.parametrize(
+    "settings",
+    ["expandable_segments:True", "a:1, expandable_segments: true", "backend:cudaMallocAsync"],
+)
+def test_an_allocator_whose_memory_has_no_handle_is_refused_by_name(name, settings) -> None:
+    with pytest.raises(ConfigError, match=f"{name} asks for"):
+        environment.require_exportable(Platform.CUDA, {name: settings})
+    environment.require_exportable(Platform.CPU, {name: settings})
+
+
+def test_other_settings_of_the_allocator_are_the_operators_own() -> None:
+    given = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False,max_split_size_mb:64"}
+    environment.require_exportable(Platform.CUDA, given)
+    environment.require_exportable(Platform.CUDA, {})
 
 
 @pytest.mark.parametrize(("tp", "cpus", "threads"), [(1, 4, "4"), (2, 4, "2"), (1, 0, "1")])
