@@ -10,7 +10,7 @@ from nodeserve.cli.connection import ask, find_node, node_options
 from nodeserve.wire.control import DispatcherStatus, StatusReply, StatusRequest
 from nodeserve.wire.kinds import ProcessKind
 from nodeserve.wire.kv_control import KvTierStatus
-from nodeserve.wire.status import ListenerLoad, ProcessStatus, Quantiles
+from nodeserve.wire.status import KvPath, ListenerLoad, ProcessStatus, Quantiles
 
 _HEADINGS: Final = (
     "NAME",
@@ -27,6 +27,10 @@ _HEADINGS: Final = (
 )
 
 _LISTENER_HEADINGS: Final = ("LISTENER", "RUN", "WAIT", "REFUSED", "EXPIRED", "429", "GPU S")
+
+_PATH_HEADINGS: Final = (
+    *("KV FROM", "TO", "BY", "LATENCY", "GB/S 64 KB", "256 KB", "64 MB", "VERDICT"),
+)
 
 
 @click.command("status")
@@ -78,6 +82,10 @@ def to_text(reply: StatusReply) -> str:
         if len(reply.requests.listeners) > 1:
             rows = [_listener_row(listener) for listener in reply.requests.listeners]
             lines += ["", *table(_LISTENER_HEADINGS, rows)]
+        if reply.requests.kv_paths:
+            paths = reply.requests.kv_paths
+            lines += ["", *table(_PATH_HEADINGS, [_path_row(path) for path in paths])]
+            lines += [f"{p.source} to {p.destination}: {p.error}" for p in paths if p.error]
     if reply.kv is not None:
         lines += ["", *tiers(reply.kv)]
     return "\n".join(lines)
@@ -120,6 +128,18 @@ def _row(process: ProcessStatus) -> tuple[str, ...]:
 def _listener_row(load: ListenerLoad) -> tuple[str, ...]:
     counts = (load.running, load.queued, load.refused, load.expired, load.turned_away)
     return (load.name, *map(str, counts), f"{load.gpu_s:.1f}")
+
+
+def _path_row(path: KvPath) -> tuple[str, ...]:
+    figures = (path.gbps_64kb, path.gbps_256kb, path.gbps_64mb)
+    return (
+        path.source,
+        path.destination,
+        path.transport or "-",
+        "-" if path.latency_us is None else f"{path.latency_us:.0f} us",
+        *("-" if figure is None else f"{figure:.1f}" for figure in figures),
+        path.verdict if path.verdict in ("good", "unknown") else path.verdict.upper(),
+    )
 
 
 def _requests(status: DispatcherStatus) -> list[str]:

@@ -25,6 +25,7 @@ from nodeserve.config.node import (
     RouterSettings,
     Worker,
 )
+from nodeserve.config.peer_paths import refuse_gaps
 from nodeserve.config.problems import COMMAND_LINE, Problems, nearest
 from nodeserve.config.read import read_struct
 from nodeserve.config.schema import FileConfig, ListenerTable
@@ -32,7 +33,7 @@ from nodeserve.config.tiers import TierWish, check_users, resolve_tiers
 from nodeserve.config.vllm_args import check_args, parse_command_line, split_parts
 from nodeserve.errors import ConfigError
 from nodeserve.wire.kinds import Role
-from nodeserve.wire.spawn import KvSpec
+from nodeserve.wire.spawn import GPU_TRANSPORTS, KvSpec
 
 _SYSTEM: Final = re.compile(r"^(?P<count>[1-9]\d{0,2})x(?P<gpu>[a-z0-9][a-z0-9.-]*)$")
 
@@ -118,10 +119,12 @@ def load_config(flags: Flags, around: Surroundings) -> NodeConfig:
             lease_ttl_s=file.kv.lease_ttl_s,
             one_tp=len({worker.tp for worker in workers}) < 2,
             one_block_size=len({str(worker.args.get("block_size")) for worker in workers}) < 2,
+            gpu_transport=file.kv.gpu_transport,
         ),
         router=RouterSettings(
             local_prefill_tokens=file.router.local_prefill_tokens,
             max_queued_requests=file.router.max_queued_requests,
+            min_bandwidth_gbps=file.kv.min_bandwidth_gbps,
         ),
         drain_deadline_s=file.drain.deadline_s,
         liveness=LivenessSettings(**msgspec.structs.asdict(file.liveness)),
@@ -245,7 +248,8 @@ def _workers(
         at = problems.of(COMMAND_LINE)
         wish = flags.wish
         if any(not gpu.uuid.startswith(_SIMULATED) for gpu in topology.gpus):
-            wish = whole_wish(wish, len(topology.gpus))  # KV in GPU memory has no transport yet
+            # Handoffs between GPUs have not been seen on one yet: only who asks gets them.
+            wish = whole_wish(wish, len(topology.gpus))
         tables = wished_tables(wish, len(topology.gpus), len(topology.cpus))
     on_gpu = bool(topology.gpus)
     workers = []
@@ -260,6 +264,7 @@ def _workers(
         uuids = () if simulated else worker.gpu_uuids
         workers.append(msgspec.structs.replace(worker, args=args, gpu_uuids=uuids))
     _compare_sizes(workers, problems)
+    refuse_gaps(workers, topology, problems)
     return tuple(workers)
 
 
@@ -364,6 +369,7 @@ def _runtime_dir(
 def _check_numbers(file: FileConfig, problems: Problems) -> None:
     for key, value, least in (
         ("kv.lease_ttl_s", file.kv.lease_ttl_s, 1.0),
+        ("kv.min_bandwidth_gbps", file.kv.min_bandwidth_gbps or 0.0, 0.0),
         ("router.local_prefill_tokens", file.router.local_prefill_tokens, 0),
         ("router.max_queued_requests", file.router.max_queued_requests, 1),
         ("drain.deadline_s", file.drain.deadline_s, 0.0),
@@ -374,6 +380,9 @@ def _check_numbers(file: FileConfig, problems: Problems) -> None:
     ):
         if not math.isfinite(value) or value < least:
             problems.add(key, f"is {value}: use {least:g} or more")
+    if file.kv.gpu_transport not in GPU_TRANSPORTS:
+        known = " or ".join(GPU_TRANSPORTS)
+        problems.add("kv.gpu_transport", f"is {file.kv.gpu_transport!r}: use {known}")
 
 
 def _check_names(flags: Flags, file: FileConfig, problems: Problems) -> None:

@@ -100,10 +100,12 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
         local_prefill_tokens: Uncached prompt length up to which a request skips the prefill
             worker.
         max_queued_requests: How many requests may wait on the node.
+        min_bandwidth_gbps: Below this a path for KV is refused; None refuses none that works.
     """
 
     local_prefill_tokens: int = 16
     max_queued_requests: int = 10_000
+    min_bandwidth_gbps: float | None = None
 
 
 class LivenessSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,6 +68,8 @@ class KvTable(_Table, frozen=True):
 
     async_load: bool = True
     lease_ttl_s: float = 60.0
+    gpu_transport: str = "cuda_ipc"
+    min_bandwidth_gbps: float | None = None
     log: str | None = None
     host: KvHostTable | None = None
     disk: KvDiskTable | None = None

@@ -50,7 +50,13 @@ def to_toml(config: NodeConfig) -> str:
 def _kv(config: NodeConfig) -> list[tuple[str, Mapping[str, object]]]:
     kv, tiers = config.kv, config.tiers
     log_path = None if tiers is None else tiers.log_path
-    own = {"async_load": kv.async_load, "lease_ttl_s": kv.lease_ttl_s, "log": log_path}
+    own = {
+        "async_load": kv.async_load,
+        "lease_ttl_s": kv.lease_ttl_s,
+        "gpu_transport": kv.gpu_transport,
+        "min_bandwidth_gbps": config.router.min_bandwidth_gbps,
+        "log": log_path,
+    }
     tables: list[tuple[str, Mapping[str, object]]] = [("[kv]", own)]
     if tiers is not None:
         tables.append(("[kv.host]", {"size": tiers.host_bytes}))

@@ -10,7 +10,7 @@ from nodeserve.dispatcher.gateway_link import GatewayLink
 from nodeserve.dispatcher.orphans import Orphans, request_id
 from nodeserve.dispatcher.records import ClientRequest, Leg
 from nodeserve.dispatcher.traces import Traces
-from nodeserve.dispatcher.utilities import Utilities
+from nodeserve.dispatcher.utilities import Then, Utilities
 from nodeserve.dispatcher.worker_link import Worker, WorkerTable
 from nodeserve.errors import InvariantError, PeerError
 from nodeserve.ids import BlockHash, Generation, LegId, RequestId
@@ -127,6 +127,10 @@ class RequestDesk:
                     self._carry_out(command)
         finally:
             self._telling = False
+
+    def ask_worker(self, worker: Worker, method: str, args: list[Any], then: Then) -> None:
+        """Call a utility of one worker; ``then`` is called once, also when the worker is lost."""
+        self._utilities.ask(worker, method, args, then, now_s=self.clock.now_s())
 
     # ----------------------------------------------------------------- from the gateways
 

@@ -7,11 +7,14 @@ import logging
 import math
 from typing import Any, Final
 
+import msgspec
+
 from nodeserve.clock import Clock
 from nodeserve.dispatcher.codecs import Codecs
 from nodeserve.dispatcher.desk import RequestDesk
 from nodeserve.dispatcher.gateway_link import GatewayLink
 from nodeserve.dispatcher.kv_events import KvEventFeed
+from nodeserve.dispatcher.kv_paths import KvPaths
 from nodeserve.dispatcher.ports import Ports, Timer
 from nodeserve.dispatcher.reports import Reports
 from nodeserve.dispatcher.status import build_status
@@ -81,6 +84,7 @@ class Dispatcher:
             self.router, self.workers, self.utilities, self.traces, clock, outside=self
         )
         self.desk.names_listeners = spec.names_listeners
+        self.kv_paths = KvPaths(self.desk, spec.min_bandwidth_gbps)
         self.steps = Steps(self.desk, self._gateways, self.utilities, self.push)
         self._outputs = ports.outputs(self.steps.take, self.steps.flush)
 
@@ -277,6 +281,7 @@ class Dispatcher:
         if worker is not None:
             self.steps.loads.stats.left(worker.gauges)
             self.utilities.worker_gone(worker)
+            self.kv_paths.forget(worker.generation)
 
     # --------------------------------------------------------------------------- control
 
@@ -300,6 +305,7 @@ class Dispatcher:
                 worker = self.workers.find(message.generation)
                 if worker is not None:
                     worker.role = message.role
+                    self.kv_paths.forget(worker.generation)
                     self.desk.tell(RoleChanged(worker.generation, message.role))
             case control.DrainWorker():
                 self._draining.add(Generation(message.generation))
@@ -325,8 +331,8 @@ class Dispatcher:
             self.desk.tell(NodeDraining())
             return
         self.desk.names_listeners = message.names_listeners
-        routing = SettingsChanged(message.local_prefill_tokens, message.max_queued_requests)
-        self.desk.tell(routing)
+        self.kv_paths.min_gbps = message.min_bandwidth_gbps
+        self.desk.tell(SettingsChanged(message.local_prefill_tokens, message.max_queued_requests))
 
     def _attach_gateway(self, message: control.AttachGateway) -> None:
         if message.generation not in self._gateways:
@@ -342,7 +348,7 @@ class Dispatcher:
             + self._control.num_bad_frames
             + sum(feed.num_rejected for feed in self._feeds.values())
         )
-        return build_status(
+        status = build_status(
             call_id,
             self.workers.attached,
             self.router,
@@ -350,6 +356,7 @@ class Dispatcher:
             other_rejected_frames=rejected,
             now_s=self._clock.now_s(),
         )
+        return msgspec.structs.replace(status, kv_paths=self.kv_paths.found())
 
     async def _tick_forever(self) -> None:
         next_s = HEARTBEAT_TICKS * TICK_S
@@ -365,6 +372,7 @@ class Dispatcher:
         """Do what has time; call it every ``TICK_S``."""
         now_s = self._clock.now_s()
         self.utilities.expire(now_s=now_s)
+        self.kv_paths.look()
         for gateway in list(self._gateways.values()):
             since_s = gateway.congested_since_s
             if since_s is not None and now_s - since_s > STALL_S:

@@ -66,6 +66,18 @@ class _Call:
     failures: list[str] = field(default_factory=list)
 
 
+Then = Callable[[str | None, Any], None]
+"""Takes the failure of a call of our own, or None and the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnCall:
+    worker: Worker
+    method: str
+    then: Then
+    until_s: float
+
+
 class Utilities:
     """The utility calls in flight.
 
@@ -84,6 +96,7 @@ class Utilities:
         self._numbers = itertools.count((dispatcher << 32) + 1)
         self._pending: dict[int, _Call] = {}
         self._calls: dict[_Call, None] = {}
+        self._own: dict[int, _OwnCall] = {}
         self.num_refused = 0
 
     def call(
@@ -115,6 +128,14 @@ class Utilities:
         number = next(self._numbers)
         self._ask(worker, encode_utility(number, RELEASE_METHOD, [[lease_id]]), [])
 
+    def ask(
+        self, worker: Worker, method: str, args: list[Any], then: Then, *, now_s: float
+    ) -> None:
+        """Call a method of one worker for ourselves; ``then`` is called once, whatever happens."""
+        number = next(self._numbers)
+        self._own[number] = _OwnCall(worker, method, then, now_s + self._deadline_s)
+        self._ask(worker, encode_utility(number, method, args), [])
+
     def answered(self, worker: Worker, answer: object) -> None:
         """Take a worker's ``[call_id, failure, [type info, result]]``.
 
@@ -127,6 +148,11 @@ class Utilities:
             case _:
                 text = f"utility answer {answer!r:.100} cannot be read"
                 raise ValueError(text)
+        own = self._own.get(number)
+        if own is not None and own.worker is worker:
+            del self._own[number]
+            own.then(failure, result[1] if result is not None else None)
+            return
         call = self._pending.get(number)
         if call is None or call.waiting.get(number) is not worker:
             return  # a release's, or past its deadline
@@ -138,6 +164,7 @@ class Utilities:
 
     def worker_gone(self, worker: Worker) -> None:
         """Wait no longer for a worker that died: the others speak for the node."""
+        self._end_own(lambda own: own.worker is worker, "the worker is gone")
         for number, call in list(self._pending.items()):
             if call.waiting.get(number) is worker:
                 self._settle(call, number)
@@ -149,10 +176,17 @@ class Utilities:
 
     def expire(self, *, now_s: float) -> None:
         """Answer the calls whose deadline has passed with a failure."""
+        late = f"no answer within {self._deadline_s:g} s"
+        self._end_own(lambda own: own.until_s <= now_s, late)
         for call in [call for call in self._calls if call.until_s <= now_s]:
             names = ", ".join(sorted(worker.name for worker in call.waiting.values()))
             call.failures.append(f"no answer from {names} within {self._deadline_s:g} s")
             self._finish(call)
+
+    def _end_own(self, ends: Callable[[_OwnCall], bool], failure: str) -> None:
+        for number in [number for number, own in self._own.items() if ends(own)]:
+            own = self._own.pop(number)
+            own.then(f"{own.method}: {failure}", None)
 
     def _refusal(self, method: str, workers: list[Worker]) -> str | None:
         if method not in ALLOWED:

@@ -17,7 +17,7 @@ from nodeserve.sim.story import RuleBrokenError
 from nodeserve.wire.codec import encode
 from nodeserve.wire.control import WorkerHello, WorkerReady
 from nodeserve.wire.engine_core import ADD, identity_of
-from nodeserve.wire.kinds import HANDOFF, RESUME
+from nodeserve.wire.kinds import HANDOFF, PROBE, RESUME
 
 if TYPE_CHECKING:
     from nodeserve.sim.data_plane import SimDispatcher
@@ -98,7 +98,7 @@ class SimWorker(Process):
             kv_block_bytes=BLOCK_BYTES,
             max_model_len=MAX_MODEL_LEN,
             kv_events_endpoint=f"kv-{self.generation}",
-            features=(HANDOFF, RESUME),
+            features=(HANDOFF, PROBE, RESUME),
         )
         self.node.tell_supervisor(self, ready)
         self.connect_soon()

@@ -65,6 +65,7 @@ class Changes:
                     local_prefill_tokens=config.router.local_prefill_tokens,
                     max_queued_requests=config.router.max_queued_requests,
                     names_listeners=config.tiers is not None,
+                    min_bandwidth_gbps=config.router.min_bandwidth_gbps,
                 )
             )
         for name, role in change.roles.items():

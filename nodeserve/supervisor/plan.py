@@ -96,6 +96,7 @@ def dispatcher_spec(
         prompt_token_s=None if cost is None else cost.prompt_token_s,
         output_token_s=None if cost is None else cost.output_token_s,
         names_listeners=config.tiers is not None,
+        min_bandwidth_gbps=config.router.min_bandwidth_gbps,
     )
 
 

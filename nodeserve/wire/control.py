@@ -25,6 +25,7 @@ from nodeserve.wire.kv_control import (
 from nodeserve.wire.spawn import TenantSpec
 from nodeserve.wire.status import (
     HandoffStats,
+    KvPath,
     ListenerLoad,
     ProcessStatus,
     Quantiles,
@@ -70,7 +71,7 @@ class WorkerReady(_Message, frozen=True, kw_only=True):
     ``ready`` is the engine's EngineCoreReadyResponse, msgpack, as vLLM encodes it.
     ``kv_events_endpoint`` is the ``ipc://`` address of its KV event publisher, or None.
     ``kv_block_bytes`` is what one block holds over all layers and all ranks.
-    ``features`` are what not every engine can do: HANDOFF, RESUME.
+    ``features`` are what not every engine can do: HANDOFF, PROBE, RESUME.
     """
 
     name: str
@@ -219,6 +220,7 @@ class SetRouting(_Message, frozen=True, kw_only=True):
     local_prefill_tokens: int
     max_queued_requests: int
     names_listeners: bool = False
+    min_bandwidth_gbps: float | None = None
 
 
 class SayAgain(_Message, frozen=True, kw_only=True):
@@ -252,6 +254,7 @@ class DispatcherStatus(_Message, frozen=True, kw_only=True):
     handoffs: HandoffStats = HandoffStats()
     recent: tuple[RequestTrace, ...] = ()
     listeners: tuple[ListenerLoad, ...] = ()
+    kv_paths: tuple[KvPath, ...] = ()
 
 
 # ---------------------------------------------------------------------- CLI to supervisor

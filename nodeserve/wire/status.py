@@ -58,6 +58,27 @@ class HandoffStats(msgspec.Struct, frozen=True, kw_only=True):
     latency: Quantiles = Quantiles()
 
 
+class KvPath(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast KV comes from one worker to another, as measured when both were there and idle.
+
+    Figures are None and ``error`` says why where it could not be measured. Bandwidths are in
+    GB/s (10^9), of 64 MB in pieces of 64 KB, of 256 KB and in one. ``floor_gbps`` is what was
+    asked for of the last; ``verdict`` is ``good``, ``slow`` (below it, and used), ``refused``
+    (not used: the prefill worker serves whole requests instead) or ``unknown``.
+    """
+
+    source: str
+    destination: str
+    verdict: str
+    transport: str | None = None
+    latency_us: float | None = None
+    gbps_64kb: float | None = None
+    gbps_256kb: float | None = None
+    gbps_64mb: float | None = None
+    floor_gbps: float = 0.0
+    error: str | None = None
+
+
 class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
     """Where one finished request ran, for `nodeserve chat`, the demo and the access log.
 

@@ -6,7 +6,7 @@ import pytest
 from nodeserve.cli.status import duration, quantiles, size, table, to_json, to_text
 from nodeserve.wire.control import StatusRequest
 from nodeserve.wire.kv_control import KvTierLoad, KvTierStatus
-from nodeserve.wire.status import ListenerLoad, Quantiles
+from nodeserve.wire.status import KvPath, ListenerLoad, Quantiles
 from tests.cli.conftest import a_status
 
 
@@ -79,6 +79,28 @@ def test_several_listeners_are_shown_one_by_one():
     ]
     one = msgspec.structs.replace(status.requests, listeners=(batch,))
     assert "LISTENER" not in to_text(msgspec.structs.replace(status, requests=one))
+
+
+def test_how_fast_kv_moves_is_shown_path_by_path():
+    good = KvPath(
+        source="prefill-0",
+        destination="decode-0",
+        verdict="good",
+        transport="cuda_ipc",
+        latency_us=12.4,
+        gbps_64kb=100.0,
+        gbps_256kb=200.0,
+        gbps_64mb=300.04,
+    )
+    bad = KvPath(source="prefill-1", destination="decode-0", verdict="refused", error="no way")
+    status = a_status()
+    both = msgspec.structs.replace(status.requests, kv_paths=(good, bad))
+    lines = to_text(msgspec.structs.replace(status, requests=both)).splitlines()
+    assert lines[-3].split() == [
+        *("prefill-0", "decode-0", "cuda_ipc", "12", "us", "100.0", "200.0", "300.0", "good"),
+    ]
+    assert lines[-2].split() == ["prefill-1", "decode-0", *"-----", "REFUSED"]
+    assert lines[-1] == "prefill-1 to decode-0: no way"
 
 
 def test_json_is_printed_when_asked_for(daemon, run):

@@ -34,5 +34,9 @@ def test_a_shown_configuration_loads_as_itself(load, flags, node):
 
 def test_a_shown_configuration_is_toml(load):
     shown = tomllib.loads(to_toml(load()))
-    assert shown["kv"] == {"async_load": True, "lease_ttl_s": 60.0}
+    assert shown["kv"] == {
+        "async_load": True,
+        "lease_ttl_s": 60.0,
+        "gpu_transport": "cuda_ipc",
+    }
     assert [worker["role"] for worker in shown["workers"]] == ["prefill", "decode"]

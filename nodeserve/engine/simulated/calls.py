@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import msgspec
 
 from nodeserve.engine.simulated import wire
+from nodeserve.engine.simulated.handoffs import SIMULATED
 from nodeserve.engine.simulated.scheduler import Scheduler
 from nodeserve.errors import InvalidTransitionError
 
@@ -21,8 +22,9 @@ def answer(call: wire.UtilityCall, scheduler: Scheduler, now_s: float) -> Answer
     """Carry out a utility call.
 
     ``nodeserve_release`` takes a list of lease ids and unpins their blocks;
-    ``nodeserve_kv_stats`` returns the counters of ``Handoffs.stats`` and
-    ``Tier.stats``.
+    ``nodeserve_kv_stats`` returns the counters of ``Handoffs.stats`` and ``Tier.stats``;
+    ``nodeserve_pools`` and ``nodeserve_probe`` say where KV lies and how fast it comes here, as
+    modelled.
     """
     match call.method:
         case "get_supported_tasks":
@@ -37,6 +39,10 @@ def answer(call: wire.UtilityCall, scheduler: Scheduler, now_s: float) -> Answer
             return Answer([])
         case "nodeserve_kv_stats":
             return Answer(scheduler.handoffs.stats() | scheduler.tier.stats())
+        case "nodeserve_pools":
+            return Answer([{"transport": SIMULATED}])
+        case "nodeserve_probe":
+            return Answer(scheduler.handoffs.probe())
         case "nodeserve_release":
             return _release(call.args, scheduler, now_s)
         case _:

@@ -17,7 +17,7 @@ from nodeserve.engine.simulated.wire import FIELDS
 from nodeserve.engine.tier_client import TierClient
 from nodeserve.errors import InvariantError
 from nodeserve.wire.control import WorkerReady
-from nodeserve.wire.kinds import HANDOFF, RESUME
+from nodeserve.wire.kinds import HANDOFF, PROBE, RESUME
 from nodeserve.wire.kv_tier import KvHello
 from nodeserve.wire.spawn import WorkerSpec
 
@@ -75,7 +75,7 @@ class SimulatedEngine:
             kv_block_bytes=sizing.limits.block_bytes,
             max_model_len=sizing.max_model_len,
             kv_events_endpoint=spec.kv_events_address,
-            features=(HANDOFF, RESUME),
+            features=(HANDOFF, PROBE, RESUME),
         )
 
     def run(self) -> None:

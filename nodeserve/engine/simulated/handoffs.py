@@ -5,7 +5,7 @@ A handoff that makes no sense is not pulled; its prompt is computed here.
 """
 
 import heapq
-from typing import Any
+from typing import Any, Final
 
 from nodeserve.engine.simulated.kv_blocks import KvBlocks
 from nodeserve.engine.simulated.limits import Limits
@@ -23,6 +23,11 @@ from nodeserve.kv.lease import (
     TimeElapsed,
     UnpinBlocks,
 )
+
+SIMULATED: Final = "simulated"
+"""The transport that copies nothing."""
+
+PROBE_BYTES: Final = 64 << 20
 
 
 class Handoffs:
@@ -121,6 +126,18 @@ class Handoffs:
             "load_bytes": self._load_bytes,
             "load_ms": self._load_s * 1e3,
             "expired": self._leases.num_expired,
+        }
+
+    def probe(self) -> dict[str, float | str]:
+        """Return the answer to ``nodeserve_probe``: what the model says, whatever the speed-up."""
+        link = self._limits.link
+        gbps = round(PROBE_BYTES / link.transfer_s(PROBE_BYTES) / 1e9, 3)
+        return {
+            "transport": SIMULATED,
+            "latency_us": round(link.setup_s * 1e6, 1),
+            "gbps_64kb": gbps,
+            "gbps_256kb": gbps,
+            "gbps_64mb": gbps,
         }
 
     def check(self) -> None:

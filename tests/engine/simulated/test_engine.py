@@ -55,7 +55,7 @@ def test_start_says_ready_under_the_generation_as_identity(spec, engine, progres
     assert (ready.block_size, ready.max_model_len) == (16, 2048)
     assert ready.kv_block_bytes == 16 * 2 * 4 * 4 * 64 * 2
     assert ready.kv_events_endpoint == spec.kv_events_address
-    assert ready.features == ("handoff", "resume")
+    assert ready.features == ("handoff", "probe", "resume")
     assert progress == [
         "sizing the simulated engine",
         "simulates llama on 1 h100-sxm (roofline)",
