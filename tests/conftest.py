@@ -14,16 +14,24 @@ _ORDER = ("vllm", "e2e", "gpu")
 """Tests run in this order of their markers, those without first: what fails fast says so first."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the GPU check run without a GPU, and say what it found as it goes."""
+    parser.addoption("--fake-gpu", action="store_true", help="run tests/gpu on the fake driver")
+    parser.addoption(
+        "--gpu-rows", metavar="FILE", help="append a line of JSON per row of tests/gpu"
+    )
+
+
 def _rank(item: pytest.Item) -> int:
     return max(
         (_ORDER.index(m.name) + 1 for m in item.iter_markers() if m.name in _ORDER), default=0
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run fast tests first, give slow ones longer, and skip what this machine lacks, saying so."""
     items.sort(key=_rank)
-    has_gpu = Path("/dev/nvidiactl").exists()
+    has_gpu = Path("/dev/nvidiactl").exists() or config.getoption("--fake-gpu")
     has_vllm = importlib.util.find_spec("vllm") is not None
     for item in items:
         if item.get_closest_marker("gpu") and not has_gpu:
