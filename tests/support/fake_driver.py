@@ -6,6 +6,7 @@ FAKE_CUDA_EXPORTER_DEATH: ``readable`` leaves opened memory of an ended process 
 access breaks the contexts of whoever makes it.
 """
 
+import atexit
 import ctypes
 import functools
 import os
@@ -14,13 +15,19 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
+
 SOURCES = Path(__file__).parent / "fake_cuda"
 
 
 @functools.cache
 def _built(*options: str) -> Path:
-    library = Path(tempfile.mkdtemp(prefix="nodeserve-fake-cuda-")) / "libcuda.so.1"
+    folder = tempfile.mkdtemp(prefix="nodeserve-fake-cuda-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = Path(folder) / "libcuda.so.1"
     compiler = os.environ.get("CC", "cc")
+    if shutil.which(compiler) is None:
+        pytest.skip("no C compiler to build the fake CUDA driver with")
     command = [compiler, "-D_GNU_SOURCE", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1"]
     command += ["-shared", "-fPIC", "-pthread", "-o", str(library), *options]
     subprocess.run([*command, *map(str, sorted(SOURCES.glob("*.c")))], check=True)
