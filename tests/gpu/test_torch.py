@@ -13,6 +13,8 @@ from nodeserve.transfer.cuda_copier import CudaCopier
 from tests.gpu.figures import best_s, gbps
 from tests.support.pool_owner import ROOT
 
+pytestmark = pytest.mark.gpu
+
 MIB = 1 << 20
 
 
@@ -120,7 +122,6 @@ from nodeserve.device.cuda_driver import CudaContext, CudaDriver
 from nodeserve.errors import PeerError
 from nodeserve.transfer.cuda_ipc import export_pool
 
-pytestmark = pytest.mark.gpu
 pool = torch.zeros(96 << 20, dtype=torch.int8, device="cuda")
 try:
     export_pool(CudaContext(CudaDriver(), 0), pool.data_ptr(), pool.numel())

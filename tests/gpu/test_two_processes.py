@@ -15,6 +15,8 @@ from tests.conformance.transfer.rig import POOL_BYTES
 from tests.gpu.figures import SIZES, best_s, gbps
 from tests.support.pool_owner import ROOT, PoolOwner, pattern
 
+pytestmark = pytest.mark.gpu
+
 KIB = 1 << 10
 POOLS = "tests/conformance/transfer/test_pools.py"
 IPC = "tests/conformance/transfer/test_cuda_ipc_pools.py"
@@ -112,7 +114,6 @@ from nodeserve.transfer.base import AddressRun
 from tests.conformance.transfer.rig import Rig
 from tests.support.pool_owner import pattern
 
-pytestmark = pytest.mark.gpu
 rig = Rig("cuda_ipc", sys.argv[1])
 owner = rig.owner()
 owner.fill(9)
