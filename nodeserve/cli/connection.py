@@ -54,9 +54,17 @@ def find_node(socket: str | None, runtime_dir: str | None) -> Node:
     if runtime_dir:
         return Node(socket=found, runtime_dir=Path(runtime_dir).expanduser().absolute())
     inside = paths.internals_of(found)
-    if found.is_socket() and not paths.control_socket(inside).is_socket():
+    if found.is_socket() and not _may_be_socket(paths.control_socket(inside)):
         inside = _inside_of_another(found) or inside
     return Node(socket=found, runtime_dir=inside)
+
+
+def _may_be_socket(path: Path) -> bool:
+    """Return whether a socket is there, or nobody lets us see: members may only use a node."""
+    try:
+        return path.is_socket()
+    except PermissionError:
+        return True
 
 
 def _inside_of_another(socket: Path) -> Path | None:

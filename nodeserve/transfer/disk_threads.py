@@ -86,10 +86,10 @@ def upkeep_loop(place: Workplace) -> None:
             job = place.desk.take_job(place.options.check_interval_s)
             if job is not None:
                 upkeep.do(job)
-            elif place.desk.is_upkept:
-                upkeep.look()
-            else:
+            elif not place.desk.is_upkept:
                 break
+            if place.desk.is_upkept and (job is None or upkeep.must_look):
+                upkeep.look()
         if not place.desk.off_reason:
             upkeep.write_checkpoint()
     except OSError as error:
@@ -167,7 +167,13 @@ class _Upkeep:
     def __init__(self, place: Workplace) -> None:
         self._place = place
         self._written: bytes | None = None
-        self._written_s = place.clock.now_s()
+        self._written_s = self._looked_s = place.clock.now_s()
+
+    @property
+    def must_look(self) -> bool:
+        """Whether it is time to look though there is always something to do."""
+        since_s = self._place.clock.now_s() - self._looked_s
+        return since_s >= self._place.options.check_interval_s
 
     def do(self, job: Job) -> None:
         """Carry out a job and tell the log."""
@@ -189,7 +195,7 @@ class _Upkeep:
     def look(self) -> None:
         """Check that the directory is there, and write the index if it is time."""
         self._place.files.check()
-        now_s = self._place.clock.now_s()
+        now_s = self._looked_s = self._place.clock.now_s()
         if now_s - self._written_s >= self._place.options.checkpoint_interval_s:
             self.write_checkpoint()
 

@@ -19,15 +19,16 @@ MARK = "NODESERVE_TEST_MARK"
 
 
 def marked(mark):
-    """Return the live processes that were started with a mark in their environment."""
-    found = set()
+    """Return the live processes that were started with a mark in their environment, and what."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             started_with = (folder / "environ").read_bytes()
             state = (folder / "stat").read_bytes().rpartition(b")")[2].split()[0]
             if f"{MARK}={mark}".encode() in started_with and state not in b"ZX":
-                found.add(int(folder.name))
-    return found - {os.getpid()}
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+    found.pop(os.getpid(), None)
+    return found
 
 
 def shared_memory():
@@ -80,5 +81,5 @@ def test_a_killed_supervisor_leaves_nobody_and_the_next_takes_over(
         node.wait_ready()
         assert node.complete("hello", max_tokens=2)["usage"]["completion_tokens"] == 2
         assert node.stop() == 0
-    assert marked(mark) == set()
+    assert marked(mark) == {}
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from nodeserve.clock import ManualClock
+from nodeserve.clock import ManualClock, MonotonicClock
 from nodeserve.transfer.disk_options import DiskOptions
 from nodeserve.transfer.disk_recover import CHECKPOINT
 from tests.support.disk import (
@@ -186,7 +186,7 @@ def test_any_error_of_the_system_turns_the_tier_off_and_serving_goes_on(
         tmp_path,
         max_bytes=MAX_BYTES,
         open_files=watched_by(broken),
-        clock=ManualClock(),
+        clock=MonotonicClock(),
         options=DiskOptions(
             segment_bytes=SEGMENT_BYTES, checkpoint_interval_s=0.0, check_interval_s=0.01
         ),
