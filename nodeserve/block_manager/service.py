@@ -169,12 +169,14 @@ class BlockManager:
                 desk.tell(BlocksLookedUp(generation, call_id, listener, keys, deadline_s))
             case kv_tier.KvRelease(call_ids=call_ids):
                 desk.tell(CallsReleased(generation, call_ids))
+                desk.tier.counters.add_read(request.read_bytes, request.read_us)
             case kv_tier.KvReserve(call_id=call_id, keys=keys, parent=parent):
                 listener = _checked(request)
                 desk.log(Op.STORE, listener, keys, parent)
                 desk.tell(ReservationAsked(generation, call_id, listener, keys, parent))
             case kv_tier.KvPublish(slots=slots):
                 desk.tell(SlotsPublished(generation, split_slots(slots)))
+                desk.tier.counters.add_written(request.written_bytes, request.written_us)
             case kv_tier.KvAbandon(slots=slots):
                 desk.tell(SlotsAbandoned(generation, split_slots(slots)))
             case kv_tier.KvHello():

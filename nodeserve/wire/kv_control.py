@@ -17,7 +17,11 @@ class KvTierLoad(msgspec.Struct, frozen=True, kw_only=True):
     Counters are of blocks. ``stores`` were published. ``dropped`` were not stored for want of
     room, quota or bandwidth. ``refused`` were reserved and never written. ``corrupt`` did not
     pass their checksum. ``pinned``, ``writing`` and ``quarantined`` count the host tier's slots.
-    ``failure`` is why a tier is switched off; None while it works.
+    ``read_bytes`` and ``written_bytes`` are what engines copied out of the host tier and into it,
+    and what the block manager read from disk and wrote to it; ``read_s`` and ``written_s`` are what
+    the copies took, added up where several went on at once, and ``read_gbps`` and ``written_gbps``
+    GB/s (10^9) of that time, None where nothing was copied. ``failure`` is why a tier is switched
+    off; None while it works.
     """
 
     name: str
@@ -41,6 +45,8 @@ class KvTierLoad(msgspec.Struct, frozen=True, kw_only=True):
     written_bytes: int = 0
     read_s: float = 0.0
     written_s: float = 0.0
+    read_gbps: float | None = None
+    written_gbps: float | None = None
     failure: str | None = None
 
 
