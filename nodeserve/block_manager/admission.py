@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Protocol
@@ -35,7 +36,9 @@ class Tiers(Protocol):
 
     desk: TierDesk | None
 
-    def open_tier(self, hello: KvHello, namespace: bytes, known: frozenset[int] | None) -> TierDesk:
+    async def open_tier(
+        self, hello: KvHello, namespace: bytes, known: Callable[[], frozenset[int] | None]
+    ) -> None:
         """Begin a tier of this shape; raises CapacityError where there is no room for it."""
         ...
 
@@ -77,6 +80,7 @@ class Admission:
         self._digesting: dict[str, asyncio.Task[None]] = {}
         self._pending: dict[int, KvHello] = {}
         self._ready: dict[int, bytes] = {}
+        self._opening: asyncio.Task[None] | None = None
         self._gone: deque[int] = deque(maxlen=MAX_GONE)
         self._file = KnownEngines(runtime_dir / "kv-engines")
         self._left = self._file.read()
@@ -97,6 +101,11 @@ class Admission:
         if hello.model not in self._digesting:
             task = asyncio.get_running_loop().create_task(self._digest(hello.model))
             self._digesting[hello.model] = task
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether what a predecessor left is being taken over, for those who said hello."""
+        return self._opening is not None
 
     def is_awaited(self, generation: int) -> bool:
         """Return whether an engine's hello is still to be answered."""
@@ -124,7 +133,8 @@ class Admission:
     def close(self) -> None:
         """Digest no more."""
         self._digests.cancel()
-        for task in self._digesting.values():
+        tasks = [*self._digesting.values(), *([self._opening] if self._opening else [])]
+        for task in tasks:
             task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -170,6 +180,8 @@ class Admission:
     def _admit(self, generation: int, namespace: bytes) -> None:
         """Let an engine in, refuse it, or let it wait for ``look_again``."""
         hello, desk = self._pending[generation], self._tiers.desk
+        if self._opening is not None:
+            return
         if desk is not None and not _fits(desk, hello, namespace):
             if desk.tier.engines:
                 self._refuse(generation, _difference(desk, hello, namespace))
@@ -179,15 +191,10 @@ class Admission:
             self._tiers.close_tier()
             desk = None
         if desk is None:
-            if self._must_wait(hello, namespace):
-                return
-            try:
-                desk = self._tiers.open_tier(hello, namespace, self._left)
-            except NodeserveError as error:
-                self._refuse(generation, str(error))
-                return
-            self.model = hello.model
-            self._left, self._has_opened = None, True
+            if not self._must_wait(hello, namespace):
+                opening = self._open(generation, hello, namespace)
+                self._opening = asyncio.get_running_loop().create_task(opening)
+            return
         del self._pending[generation], self._ready[generation]
         self.refused.pop(generation, None)
         self._known.add(generation)
@@ -202,6 +209,20 @@ class Admission:
         desk.tell(joined)
         _LOG.info("engine_welcome worker=%s generation=%d", hello.worker, generation)
         self._tiers.welcome(generation)
+
+    async def _open(self, generation: int, hello: KvHello, namespace: bytes) -> None:
+        """Begin the tier that an engine needs; then let in whoever it fits."""
+        try:
+            await self._tiers.open_tier(hello, namespace, lambda: self._left)
+        except NodeserveError as error:
+            if generation in self._pending:
+                self._refuse(generation, str(error))
+        else:
+            self.model = hello.model
+            self._left, self._has_opened = None, True
+        finally:
+            self._opening = None
+        self.look_again()
 
     def _must_wait(self, hello: KvHello, namespace: bytes) -> bool:
         """Return whether engines of a predecessor may still use the memory in another way."""

@@ -13,6 +13,7 @@ import msgspec
 
 from nodeserve.block_manager.admission import Admission
 from nodeserve.block_manager.disk import DiskTier, OpenStore
+from nodeserve.block_manager.kept_pins import KeptPins
 from nodeserve.block_manager.log_file import LogFile
 from nodeserve.block_manager.memory import TierMemory, directory_shape
 from nodeserve.block_manager.operator import OperatorDesk
@@ -98,6 +99,7 @@ class BlockManager:
             runtime_dir=Path(spec.runtime_dir),
             grace_s=config(1).adopt_grace_s,
         )
+        self._pins = KeptPins(Path(spec.runtime_dir) / "kv-pins")
         self._engines = EnginesSocket(spec.tier_address, self._take)
         self._control = ControlChannel(spec.control_address, str(spec.generation).encode())
         self._operator = OperatorDesk(self, self._say)
@@ -208,10 +210,15 @@ class BlockManager:
 
     # ---------------------------------------------------------------------------- tier
 
-    def open_tier(
-        self, hello: kv_tier.KvHello, namespace: bytes, known: frozenset[int] | None
-    ) -> TierDesk:
+    async def open_tier(
+        self,
+        hello: kv_tier.KvHello,
+        namespace: bytes,
+        known: Callable[[], frozenset[int] | None],
+    ) -> None:
         """Begin a tier for blocks like this engine's, with what a predecessor left of the same.
+
+        ``known`` is asked in the end for the engines that it knew.
 
         Raises:
             CapacityError: There is no room for one block.
@@ -224,13 +231,25 @@ class BlockManager:
             log.begin(LogHeader(shape.num_slots, shape.block_bytes))
         send = self._engines.send
         desk = TierDesk(tier, directory, shape, self._clock, send=send, log=log)
-        if directory.adopted:
-            desk.adopt(known)
+        pinned = self._pins.read(namespace) if directory.adopted else ()
+        try:
+            if directory.adopted:
+                await desk.adopt()
+                desk.take_over(known(), pinned)
+        except BaseException:
+            desk.close()
+            raise
         text = "host_tier_open slots=%d block_bytes=%d adopted=%d"
         _LOG.info(text, shape.num_slots, shape.block_bytes, len(tier.table.ready))
         self.desk = desk
+        if pinned or not directory.adopted:
+            self.keep_pins()
         self._open_disk(desk)
-        return desk
+
+    def keep_pins(self) -> None:
+        """Remember for a successor what is pinned now."""
+        if self.desk is not None:
+            self._pins.write(self.desk.namespace, self.desk.tier.pinned.keys)
 
     def has_foreign_slots(self, hello: kv_tier.KvHello, namespace: bytes) -> bool:
         """Return whether a predecessor's tier lies in the memory, of another shape or name."""

@@ -147,9 +147,11 @@ def _engines(desk: TierDesk) -> tuple[KvEngineLoad, ...]:
 
 
 def _prefixes(desk: TierDesk) -> tuple[KvPrefix, ...]:
+    """Return what was asked for most, and what is pinned, asked for or not."""
     tier, table = desk.tier, desk.tier.table
     found = []
-    for key, hits in tier.prefixes.top(MAX_PREFIXES):
+    top = dict(tier.prefixes.top(MAX_PREFIXES))
+    for key, hits in (top | {key: top.get(key, 0) for key in tier.pinned.keys}).items():
         slot = table.ready.get(key)
         if slot is None or table.phases[slot] is not SlotPhase.READY:
             continue
