@@ -103,7 +103,7 @@ def _tier_row(tier: KvTierLoad) -> tuple[str, ...]:
         tier.name,
         size(tier.used_bytes),
         size(tier.capacity_bytes),
-        f"{tier.used_slots}/{tier.slots}",
+        f"{tier.used_slots}/{tier.slots}" if tier.slots else str(tier.used_slots),
         str(tier.hits),
         str(tier.misses),
         hit_rate(tier.hits, tier.misses),

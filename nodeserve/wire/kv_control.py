@@ -14,6 +14,8 @@ class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
 class KvTierLoad(msgspec.Struct, frozen=True, kw_only=True):
     """One tier: ``host`` or ``disk``. Sizes are of now, counters since the process started.
 
+    ``slots`` is how many blocks there is room for, 0 where that is not known: disk is bounded by
+    bytes alone, and ``used_bytes`` is what its files take.
     Counters are of blocks. ``stores`` were published. ``dropped`` were not stored for want of
     room, quota or bandwidth. ``refused`` were reserved and never written. ``corrupt`` did not
     pass their checksum. ``pinned``, ``writing`` and ``quarantined`` count the host tier's slots.

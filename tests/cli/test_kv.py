@@ -29,7 +29,12 @@ def an_account(**changes) -> KvTierStatus:
         evictions=52,
     )
     disk = KvTierLoad(
-        name="disk", capacity_bytes=GIB << 10, read_bytes=4 * GIB, read_gbps=2.147, failure="full"
+        name="disk",
+        capacity_bytes=GIB << 10,
+        used_slots=46,
+        read_bytes=4 * GIB,
+        read_gbps=2.147,
+        failure="full",
     )
     given = {
         "state": "serving",
@@ -54,6 +59,7 @@ def test_the_page_shows_tiers_listeners_prefixes_and_who_may_not_use_them(daemon
     asked = "blocks of 8.0 MiB, 1 engines, 40 look-ups of 400 blocks, 0.25 us a key"
     assert shown[0] == asked
     assert "host 16.0 GiB 64.0 GiB 2048/8192 300 100 75.0% 2100 52 0 0 - -" in shown
+    assert any(line.startswith("disk 0 B 1.0 TiB 46 0 0 - ") for line in shown)
     assert "disk: switched off: full" in shown
     assert any("4.0 GiB at 2.15 GB/s" in line for line in shown)
     assert "batch 25% 0 B 0 1 3 25.0% 0 0 0" in shown
