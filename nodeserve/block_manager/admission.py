@@ -19,11 +19,21 @@ from nodeserve.block_manager.tier_desk import TierDesk
 from nodeserve.clock import Clock
 from nodeserve.errors import NodeserveError
 from nodeserve.kv.tier_events import EngineGone, EngineJoined
-from nodeserve.wire.kv_tier import KvHello, split_keys, split_slots
+from nodeserve.wire.kv_tier import (
+    KvHello,
+    KvLookup,
+    KvReserve,
+    Request,
+    split_keys,
+    split_slots,
+)
 
 MAX_ENGINES: Final = 256
 MAX_GONE: Final = 1024
 MAX_REFUSALS_KEPT: Final = 64
+MAX_KEPT: Final = 1024
+"""Messages of an engine that are kept until its hello is answered."""
+
 MAX_FORMAT_BYTES: Final = 1024
 MAX_WORKER_CHARS: Final = 256
 MAX_BLOCK_BYTES: Final = 1 << 40
@@ -48,6 +58,10 @@ class Tiers(Protocol):
 
     def close_tier(self) -> None:
         """End the tier that nobody uses."""
+        ...
+
+    def serve(self, generation: int, request: Request) -> None:
+        """Do what an engine that was let in has said."""
         ...
 
     def welcome(self, generation: int) -> None:
@@ -80,6 +94,7 @@ class Admission:
         self._digesting: dict[str, asyncio.Task[None]] = {}
         self._pending: dict[int, KvHello] = {}
         self._ready: dict[int, bytes] = {}
+        self._kept: dict[int, list[Request]] = {}
         self._opening: asyncio.Task[None] | None = None
         self._gone: deque[int] = deque(maxlen=MAX_GONE)
         self._file = KnownEngines(runtime_dir / "kv-engines")
@@ -97,6 +112,7 @@ class Admission:
             self._tiers.welcome(generation)
             return
         self._pending[generation] = hello
+        self._kept[generation] = []  # what it said before, the hello takes account of
         self._ready.pop(generation, None)
         if hello.model not in self._digesting:
             task = asyncio.get_running_loop().create_task(self._digest(hello.model))
@@ -107,16 +123,28 @@ class Admission:
         """Whether what a predecessor left is being taken over, for those who said hello."""
         return self._opening is not None
 
-    def is_awaited(self, generation: int) -> bool:
-        """Return whether an engine's hello is still to be answered."""
-        return generation in self._pending
+    def keep(self, generation: int, request: Request) -> bool:
+        """Keep what an engine says whose hello is still to be answered; return whether it is one.
+
+        It may end what the hello says it reads and writes: heard by nobody, that would be held
+        until the engine's own end. One that says too much is to greet anew; questions are not
+        kept, for nobody waits for their answers so long.
+        """
+        if generation not in self._pending:
+            return False
+        if not isinstance(request, KvLookup | KvReserve):
+            self._kept[generation].append(request)
+        if len(self._kept[generation]) > MAX_KEPT:
+            self._forget(generation)
+            return False
+        return True
 
     def gone(self, generation: int) -> None:
         """Take note that an engine's processes are dead."""
         if generation not in self._gone:
             self._gone.append(generation)
-        for kept in (self._pending, self._ready, self.refused):
-            kept.pop(generation, None)
+        self._forget(generation)
+        self.refused.pop(generation, None)
         if self._left is not None:
             self._left -= {generation}
         if self._tiers.desk is not None:
@@ -195,7 +223,8 @@ class Admission:
                 opening = self._open(generation, hello, namespace)
                 self._opening = asyncio.get_running_loop().create_task(opening)
             return
-        del self._pending[generation], self._ready[generation]
+        kept = self._kept[generation]
+        self._forget(generation)
         self.refused.pop(generation, None)
         self._known.add(generation)
         self._file.write(self._known)
@@ -207,6 +236,8 @@ class Admission:
             split_keys(hello.writing_keys),
         )
         desk.tell(joined)
+        for request in kept:
+            self._tiers.serve(generation, request)
         _LOG.info("engine_welcome worker=%s generation=%d", hello.worker, generation)
         self._tiers.welcome(generation)
 
@@ -231,9 +262,14 @@ class Admission:
             return False
         return self._tiers.has_foreign_slots(hello, namespace)
 
-    def _refuse(self, generation: int, reason: str) -> None:
+    def _forget(self, generation: int) -> None:
+        """Answer an engine's hello no more."""
         self._pending.pop(generation, None)
         self._ready.pop(generation, None)
+        self._kept.pop(generation, None)
+
+    def _refuse(self, generation: int, reason: str) -> None:
+        self._forget(generation)
         self.refused[generation] = reason
         while len(self.refused) > MAX_REFUSALS_KEPT:
             del self.refused[next(iter(self.refused))]

@@ -150,9 +150,16 @@ class BlockManager:
             return
         desk = self.desk
         if desk is None or generation not in desk.tier.engines:
-            self._num_stale += 1
-            if not self.admission.is_awaited(generation):
+            if not self.admission.keep(generation, request):
+                self._num_stale += 1
                 self._send_if_there(generation, kv_tier.KvWho())
+            return
+        self.serve(generation, request)
+
+    def serve(self, generation: int, request: kv_tier.Request) -> None:
+        """Do what an engine that was let in has said."""
+        desk = self.desk
+        if desk is None:
             return
         try:
             self._serve(desk, generation, request)

@@ -53,6 +53,7 @@ def _host(desk: TierDesk) -> KvTierLoad:
     tier, shape = desk.tier, desk.shape
     counters, table = tier.counters, tier.table
     books = tier.room.books.values()
+    read = {s for e in tier.engines.values() for held in e.calls.values() for s in held}
     used = table.num_slots - tier.room.num_free
     quarantined = used - len(table.ready) - len(table.written)
     return KvTierLoad(
@@ -61,7 +62,7 @@ def _host(desk: TierDesk) -> KvTierLoad:
         used_bytes=used * shape.slot_stride,
         slots=table.num_slots,
         used_slots=used,
-        pinned=len({s for e in tier.engines.values() for held in e.calls.values() for s in held}),
+        pinned=len(read | tier.pinned.held.keys()),
         writing=len(table.written),
         quarantined=quarantined,
         hits=counters.hits,

@@ -281,6 +281,8 @@ class TierClient:
             return
         if self._welcome is not None and self._welcome.generation != message.generation:
             self._forget_calls()
+            if not self._old_pins:  # what the hello said it reads was released before this came
+                self._send_release(HELLO_CALL)
         self._welcome, self._refused = message, None
         _log.info("kv_tier_joined block_manager=%d slots=%d", message.generation, message.num_slots)
 

@@ -324,7 +324,8 @@ class HostTier:
         held = [slot for slot in reading if table.phases[slot] is SlotPhase.READY]
         for slot in held:
             table.pins[slot] += 1
-        engine.calls[HELLO_CALL] = held
+        if held:
+            engine.calls[HELLO_CALL] = held
         commands: list[Command] = []
         for slot, key in zip(event.writing, event.writing_keys, strict=False):
             if slot < num_slots and self._quarantine.may_claim(slot, key):

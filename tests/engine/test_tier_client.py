@@ -271,6 +271,21 @@ def test_a_new_block_manager_is_told_what_is_held(joined, manager):
     assert manager.heard() == KvRelease(call_ids=(0,))
 
 
+def test_what_is_released_while_a_successor_reads_our_hello_is_not_pinned_there_for_ever(
+    joined, manager, clock
+):
+    reading = joined.lookup("api", KEYS, disk_s=0.0)
+    manager.heard()
+    hear(joined, manager, KvFound(call_id=1, slots=join_slots([5, 6])))
+    clock.advance(HELLO_EVERY_S)
+    joined.poll()
+    assert manager.heard().reading == join_slots([5, 6])
+    joined.release(reading)
+    assert manager.heard() == KvRelease(call_ids=(1,))  # a number that a successor does not know
+    hear(joined, manager, welcome(generation=2))
+    assert manager.heard() == KvRelease(call_ids=(0,))
+
+
 def test_a_successor_that_welcomes_us_unasked_has_not_heard_our_calls(joined, manager):
     lookup = joined.lookup("api", KEYS, disk_s=0.0)
     manager.heard()

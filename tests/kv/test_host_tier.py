@@ -126,7 +126,7 @@ def test_one_engine_cannot_have_the_whole_tier_to_write(talks) -> None:
 
 
 def test_an_engine_with_too_many_look_ups_unreleased_finds_nothing(talks) -> None:
-    talk = talks(max_calls=3)
+    talk = talks(max_calls=2)
     talk.join(1)
     talk.store("a")
     assert [talk.look_up("a") for _ in range(3)] == [[0], [0], [ABSENT]]
