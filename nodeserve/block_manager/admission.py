@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Protocol
@@ -18,11 +19,21 @@ from nodeserve.block_manager.tier_desk import TierDesk
 from nodeserve.clock import Clock
 from nodeserve.errors import NodeserveError
 from nodeserve.kv.tier_events import EngineGone, EngineJoined
-from nodeserve.wire.kv_tier import KvHello, split_keys, split_slots
+from nodeserve.wire.kv_tier import (
+    KvHello,
+    KvLookup,
+    KvReserve,
+    Request,
+    split_keys,
+    split_slots,
+)
 
 MAX_ENGINES: Final = 256
 MAX_GONE: Final = 1024
 MAX_REFUSALS_KEPT: Final = 64
+MAX_KEPT: Final = 1024
+"""Messages of an engine that are kept until its hello is answered."""
+
 MAX_FORMAT_BYTES: Final = 1024
 MAX_WORKER_CHARS: Final = 256
 MAX_BLOCK_BYTES: Final = 1 << 40
@@ -35,7 +46,9 @@ class Tiers(Protocol):
 
     desk: TierDesk | None
 
-    def open_tier(self, hello: KvHello, namespace: bytes, known: frozenset[int] | None) -> TierDesk:
+    async def open_tier(
+        self, hello: KvHello, namespace: bytes, known: Callable[[], frozenset[int] | None]
+    ) -> None:
         """Begin a tier of this shape; raises CapacityError where there is no room for it."""
         ...
 
@@ -45,6 +58,10 @@ class Tiers(Protocol):
 
     def close_tier(self) -> None:
         """End the tier that nobody uses."""
+        ...
+
+    def serve(self, generation: int, request: Request) -> None:
+        """Do what an engine that was let in has said."""
         ...
 
     def welcome(self, generation: int) -> None:
@@ -77,6 +94,8 @@ class Admission:
         self._digesting: dict[str, asyncio.Task[None]] = {}
         self._pending: dict[int, KvHello] = {}
         self._ready: dict[int, bytes] = {}
+        self._kept: dict[int, list[Request]] = {}
+        self._opening: asyncio.Task[None] | None = None
         self._gone: deque[int] = deque(maxlen=MAX_GONE)
         self._file = KnownEngines(runtime_dir / "kv-engines")
         self._left = self._file.read()
@@ -93,21 +112,39 @@ class Admission:
             self._tiers.welcome(generation)
             return
         self._pending[generation] = hello
+        self._kept[generation] = []  # what it said before, the hello takes account of
         self._ready.pop(generation, None)
         if hello.model not in self._digesting:
             task = asyncio.get_running_loop().create_task(self._digest(hello.model))
             self._digesting[hello.model] = task
 
-    def is_awaited(self, generation: int) -> bool:
-        """Return whether an engine's hello is still to be answered."""
-        return generation in self._pending
+    @property
+    def is_opening(self) -> bool:
+        """Whether what a predecessor left is being taken over, for those who said hello."""
+        return self._opening is not None
+
+    def keep(self, generation: int, request: Request) -> bool:
+        """Keep what an engine says whose hello is still to be answered; return whether it is one.
+
+        It may end what the hello says it reads and writes: heard by nobody, that would be held
+        until the engine's own end. One that says too much is to greet anew; questions are not
+        kept, for nobody waits for their answers so long.
+        """
+        if generation not in self._pending:
+            return False
+        if not isinstance(request, KvLookup | KvReserve):
+            self._kept[generation].append(request)
+        if len(self._kept[generation]) > MAX_KEPT:
+            self._forget(generation)
+            return False
+        return True
 
     def gone(self, generation: int) -> None:
         """Take note that an engine's processes are dead."""
         if generation not in self._gone:
             self._gone.append(generation)
-        for kept in (self._pending, self._ready, self.refused):
-            kept.pop(generation, None)
+        self._forget(generation)
+        self.refused.pop(generation, None)
         if self._left is not None:
             self._left -= {generation}
         if self._tiers.desk is not None:
@@ -124,7 +161,8 @@ class Admission:
     def close(self) -> None:
         """Digest no more."""
         self._digests.cancel()
-        for task in self._digesting.values():
+        tasks = [*self._digesting.values(), *([self._opening] if self._opening else [])]
+        for task in tasks:
             task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -170,6 +208,8 @@ class Admission:
     def _admit(self, generation: int, namespace: bytes) -> None:
         """Let an engine in, refuse it, or let it wait for ``look_again``."""
         hello, desk = self._pending[generation], self._tiers.desk
+        if self._opening is not None:
+            return
         if desk is not None and not _fits(desk, hello, namespace):
             if desk.tier.engines:
                 self._refuse(generation, _difference(desk, hello, namespace))
@@ -179,16 +219,12 @@ class Admission:
             self._tiers.close_tier()
             desk = None
         if desk is None:
-            if self._must_wait(hello, namespace):
-                return
-            try:
-                desk = self._tiers.open_tier(hello, namespace, self._left)
-            except NodeserveError as error:
-                self._refuse(generation, str(error))
-                return
-            self.model = hello.model
-            self._left, self._has_opened = None, True
-        del self._pending[generation], self._ready[generation]
+            if not self._must_wait(hello, namespace):
+                opening = self._open(generation, hello, namespace)
+                self._opening = asyncio.get_running_loop().create_task(opening)
+            return
+        kept = self._kept[generation]
+        self._forget(generation)
         self.refused.pop(generation, None)
         self._known.add(generation)
         self._file.write(self._known)
@@ -200,8 +236,24 @@ class Admission:
             split_keys(hello.writing_keys),
         )
         desk.tell(joined)
+        for request in kept:
+            self._tiers.serve(generation, request)
         _LOG.info("engine_welcome worker=%s generation=%d", hello.worker, generation)
         self._tiers.welcome(generation)
+
+    async def _open(self, generation: int, hello: KvHello, namespace: bytes) -> None:
+        """Begin the tier that an engine needs; then let in whoever it fits."""
+        try:
+            await self._tiers.open_tier(hello, namespace, lambda: self._left)
+        except NodeserveError as error:
+            if generation in self._pending:
+                self._refuse(generation, str(error))
+        else:
+            self.model = hello.model
+            self._left, self._has_opened = None, True
+        finally:
+            self._opening = None
+        self.look_again()
 
     def _must_wait(self, hello: KvHello, namespace: bytes) -> bool:
         """Return whether engines of a predecessor may still use the memory in another way."""
@@ -210,9 +262,14 @@ class Admission:
             return False
         return self._tiers.has_foreign_slots(hello, namespace)
 
-    def _refuse(self, generation: int, reason: str) -> None:
+    def _forget(self, generation: int) -> None:
+        """Answer an engine's hello no more."""
         self._pending.pop(generation, None)
         self._ready.pop(generation, None)
+        self._kept.pop(generation, None)
+
+    def _refuse(self, generation: int, reason: str) -> None:
+        self._forget(generation)
         self.refused[generation] = reason
         while len(self.refused) > MAX_REFUSALS_KEPT:
             del self.refused[next(iter(self.refused))]

@@ -36,6 +36,10 @@ class Manager(Protocol):
     disk_failure: str | None
     admission: Admission
 
+    def keep_pins(self) -> None:
+        """Remember for a successor what is pinned now."""
+        ...
+
     @property
     def num_rejected(self) -> int:
         """Frames and messages dropped because they were not what they should be."""
@@ -72,9 +76,12 @@ class OperatorDesk:
                     self._clears.put_nowait(question)
                 case KvPin(key=key):
                     number = len(self._desk().tier.pinned.pin(key))
+                    self._manager.keep_pins()
                     self._done(question.call_id, f"{number} blocks pinned")
                 case KvUnpin(key=key):
-                    self._done(question.call_id, self._unpin(key))
+                    detail = self._unpin(key)
+                    self._manager.keep_pins()
+                    self._done(question.call_id, detail)
         except NodeserveError as error:
             self._failed(question.call_id, error)
         except asyncio.QueueFull:
@@ -118,7 +125,8 @@ class OperatorDesk:
         manager = self._manager
         logged, unlogged = manager.num_logged
         if manager.desk is None:
-            status = KvTierStatus(call_id=call_id)
+            state = "adopting" if manager.admission.is_opening else "waiting"
+            status = KvTierStatus(call_id=call_id, state=state)
         else:
             model = manager.admission.model
             status = build_status(call_id, model, manager.desk, manager.disk_failure)

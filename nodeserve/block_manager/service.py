@@ -13,6 +13,7 @@ import msgspec
 
 from nodeserve.block_manager.admission import Admission
 from nodeserve.block_manager.disk import DiskTier, OpenStore
+from nodeserve.block_manager.kept_pins import KeptPins
 from nodeserve.block_manager.log_file import LogFile
 from nodeserve.block_manager.memory import TierMemory, directory_shape
 from nodeserve.block_manager.operator import OperatorDesk
@@ -98,6 +99,7 @@ class BlockManager:
             runtime_dir=Path(spec.runtime_dir),
             grace_s=config(1).adopt_grace_s,
         )
+        self._pins = KeptPins(Path(spec.runtime_dir) / "kv-pins")
         self._engines = EnginesSocket(spec.tier_address, self._take)
         self._control = ControlChannel(spec.control_address, str(spec.generation).encode())
         self._operator = OperatorDesk(self, self._say)
@@ -148,9 +150,16 @@ class BlockManager:
             return
         desk = self.desk
         if desk is None or generation not in desk.tier.engines:
-            self._num_stale += 1
-            if not self.admission.is_awaited(generation):
+            if not self.admission.keep(generation, request):
+                self._num_stale += 1
                 self._send_if_there(generation, kv_tier.KvWho())
+            return
+        self.serve(generation, request)
+
+    def serve(self, generation: int, request: kv_tier.Request) -> None:
+        """Do what an engine that was let in has said."""
+        desk = self.desk
+        if desk is None:
             return
         try:
             self._serve(desk, generation, request)
@@ -169,12 +178,14 @@ class BlockManager:
                 desk.tell(BlocksLookedUp(generation, call_id, listener, keys, deadline_s))
             case kv_tier.KvRelease(call_ids=call_ids):
                 desk.tell(CallsReleased(generation, call_ids))
+                desk.tier.counters.add_read(request.read_bytes, request.read_us)
             case kv_tier.KvReserve(call_id=call_id, keys=keys, parent=parent):
                 listener = _checked(request)
                 desk.log(Op.STORE, listener, keys, parent)
                 desk.tell(ReservationAsked(generation, call_id, listener, keys, parent))
             case kv_tier.KvPublish(slots=slots):
                 desk.tell(SlotsPublished(generation, split_slots(slots)))
+                desk.tier.counters.add_written(request.written_bytes, request.written_us)
             case kv_tier.KvAbandon(slots=slots):
                 desk.tell(SlotsAbandoned(generation, split_slots(slots)))
             case kv_tier.KvHello():
@@ -206,10 +217,15 @@ class BlockManager:
 
     # ---------------------------------------------------------------------------- tier
 
-    def open_tier(
-        self, hello: kv_tier.KvHello, namespace: bytes, known: frozenset[int] | None
-    ) -> TierDesk:
+    async def open_tier(
+        self,
+        hello: kv_tier.KvHello,
+        namespace: bytes,
+        known: Callable[[], frozenset[int] | None],
+    ) -> None:
         """Begin a tier for blocks like this engine's, with what a predecessor left of the same.
+
+        ``known`` is asked in the end for the engines that it knew.
 
         Raises:
             CapacityError: There is no room for one block.
@@ -222,13 +238,25 @@ class BlockManager:
             log.begin(LogHeader(shape.num_slots, shape.block_bytes))
         send = self._engines.send
         desk = TierDesk(tier, directory, shape, self._clock, send=send, log=log)
-        if directory.adopted:
-            desk.adopt(known)
+        pinned = self._pins.read(namespace) if directory.adopted else ()
+        try:
+            if directory.adopted:
+                await desk.adopt()
+                desk.take_over(known(), pinned)
+        except BaseException:
+            desk.close()
+            raise
         text = "host_tier_open slots=%d block_bytes=%d adopted=%d"
         _LOG.info(text, shape.num_slots, shape.block_bytes, len(tier.table.ready))
         self.desk = desk
+        if pinned or not directory.adopted:
+            self.keep_pins()
         self._open_disk(desk)
-        return desk
+
+    def keep_pins(self) -> None:
+        """Remember for a successor what is pinned now."""
+        if self.desk is not None:
+            self._pins.write(self.desk.namespace, self.desk.tier.pinned.keys)
 
     def has_foreign_slots(self, hello: kv_tier.KvHello, namespace: bytes) -> bool:
         """Return whether a predecessor's tier lies in the memory, of another shape or name."""

@@ -53,6 +53,7 @@ def _host(desk: TierDesk) -> KvTierLoad:
     tier, shape = desk.tier, desk.shape
     counters, table = tier.counters, tier.table
     books = tier.room.books.values()
+    read = {s for e in tier.engines.values() for held in e.calls.values() for s in held}
     used = table.num_slots - tier.room.num_free
     quarantined = used - len(table.ready) - len(table.written)
     return KvTierLoad(
@@ -61,7 +62,7 @@ def _host(desk: TierDesk) -> KvTierLoad:
         used_bytes=used * shape.slot_stride,
         slots=table.num_slots,
         used_slots=used,
-        pinned=len({s for e in tier.engines.values() for held in e.calls.values() for s in held}),
+        pinned=len(read | tier.pinned.held.keys()),
         writing=len(table.written),
         quarantined=quarantined,
         hits=counters.hits,
@@ -72,11 +73,21 @@ def _host(desk: TierDesk) -> KvTierLoad:
         refused=counters.refused,
         promotions=counters.promotions,
         failed_promotions=counters.failed_promotions,
+        read_bytes=counters.read_bytes,
+        written_bytes=counters.written_bytes,
+        read_s=counters.read_us / 1e6,
+        written_s=counters.written_us / 1e6,
+        read_gbps=_gbps(counters.read_bytes, counters.read_us / 1e6),
+        written_gbps=_gbps(counters.written_bytes, counters.written_us / 1e6),
     )
 
 
 def _disk(desk: TierDesk, stats: DiskStats, failure: str | None) -> KvTierLoad:
     counters = desk.tier.counters
+    read_bytes = sum(one.read_bytes for one in stats.directories)
+    written_bytes = sum(one.written_bytes for one in stats.directories)
+    read_s = sum(one.read_busy_s for one in stats.directories)
+    written_s = sum(one.write_busy_s for one in stats.directories)
     return KvTierLoad(
         name="disk",
         capacity_bytes=stats.max_bytes,
@@ -91,12 +102,18 @@ def _disk(desk: TierDesk, stats: DiskStats, failure: str | None) -> KvTierLoad:
         promotions=counters.promotions,
         failed_promotions=counters.failed_promotions,
         corrupt=sum(stats.misses.get(kind, 0) for kind in _CORRUPT),
-        read_bytes=sum(one.read_bytes for one in stats.directories),
-        written_bytes=sum(one.written_bytes for one in stats.directories),
-        read_s=sum(one.read_busy_s for one in stats.directories),
-        written_s=sum(one.write_busy_s for one in stats.directories),
+        read_bytes=read_bytes,
+        written_bytes=written_bytes,
+        read_s=read_s,
+        written_s=written_s,
+        read_gbps=_gbps(read_bytes, read_s),
+        written_gbps=_gbps(written_bytes, written_s),
         failure=failure,
     )
+
+
+def _gbps(num_bytes: int, seconds: float) -> float | None:
+    return round(num_bytes / seconds / 1e9, 3) if num_bytes and seconds > 0 else None
 
 
 def _listeners(desk: TierDesk) -> tuple[KvListenerLoad, ...]:
@@ -131,9 +148,11 @@ def _engines(desk: TierDesk) -> tuple[KvEngineLoad, ...]:
 
 
 def _prefixes(desk: TierDesk) -> tuple[KvPrefix, ...]:
+    """Return what was asked for most, and what is pinned, asked for or not."""
     tier, table = desk.tier, desk.tier.table
     found = []
-    for key, hits in tier.prefixes.top(MAX_PREFIXES):
+    top = dict(tier.prefixes.top(MAX_PREFIXES))
+    for key, hits in (top | {key: top.get(key, 0) for key in tier.pinned.keys}).items():
         slot = table.ready.get(key)
         if slot is None or table.phases[slot] is not SlotPhase.READY:
             continue

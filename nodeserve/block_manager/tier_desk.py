@@ -10,7 +10,7 @@ from nodeserve.block_manager.log_file import LogFile
 from nodeserve.block_manager.memory import TierShape
 from nodeserve.clock import Clock
 from nodeserve.errors import PeerError
-from nodeserve.kv.host_tier import HostTier, Predecessor
+from nodeserve.kv.host_tier import HostTier
 from nodeserve.kv.slot_table import FoundSlot, SlotPhase
 from nodeserve.kv.tier_events import (
     AnswerLookup,
@@ -38,6 +38,9 @@ from nodeserve.wire.kv_tier import ABSENT, split_slots
 
 SendAnswer = Callable[[int, kv_tier.Answer], None]
 """Sends to an engine by its generation; raises PeerError where it cannot be sent to."""
+
+SLOTS_A_TURN: Final = 1000
+"""Adopted before the loop turns to others: some milliseconds."""
 
 _STATES: Final = {phase: SlotState(phase) for phase in SlotPhase}
 _PHASES: Final = {int(phase): phase for phase in SlotPhase}
@@ -80,11 +83,16 @@ class TierDesk:
         """What the keys are under."""
         return self._directory.shape.namespace
 
-    def adopt(self, generations: frozenset[int] | None) -> None:
-        """Take over what the directory says, of a predecessor that knew ``generations``."""
-        found = {slot: _found(entry) for slot, entry in self._directory.used().items()}
-        now_s = self._clock.now_s()
-        self.obey(self.tier.adopt(Predecessor(found, generations), now_s=now_s))
+    async def adopt(self) -> None:
+        """Take over what the directory says, some slots in each turn of the loop."""
+        for first in range(0, self.shape.num_slots, SLOTS_A_TURN):
+            entries = self._directory.used(first, first + SLOTS_A_TURN)
+            self.obey(self.tier.adopt({slot: _found(entry) for slot, entry in entries.items()}))
+            await asyncio.sleep(0)
+
+    def take_over(self, generations: frozenset[int] | None, pinned: Iterable[bytes]) -> None:
+        """Serve in the place of a predecessor that knew ``generations``; all of it was adopted."""
+        self.obey(self.tier.take_over(generations, pinned, now_s=self._clock.now_s()))
 
     def tell(self, event: Event) -> None:
         """Hand in an event and do what follows from it.
@@ -104,8 +112,9 @@ class TierDesk:
         while queue:
             command = queue.popleft()
             match command:
-                case ShowSlot(slot, phase, key, tenant):
-                    self._directory.write(slot, _STATES[phase], key, tenant=tenant)
+                case ShowSlot(slot, phase, key, tenant, parent):
+                    state = _STATES[phase]
+                    self._directory.write(slot, state, key, tenant=tenant, parent=parent)
                 case DropBlock(slot, key, tenant):
                     self._directory.write(slot, SlotState.FREE, b"", tenant=0)
                     self._log_eviction(key, tenant)
@@ -188,4 +197,5 @@ def _found(entry: SlotEntry) -> FoundSlot:
     phase = _PHASES.get(entry.state, SlotPhase.QUARANTINED)
     if entry.sequence % 2:
         phase = SlotPhase.QUARANTINED
-    return FoundSlot(phase, entry.key, entry.tenant)
+    parent = entry.parent if any(entry.parent) else b""
+    return FoundSlot(phase, entry.key, entry.tenant, parent)

@@ -8,7 +8,7 @@ import msgspec
 from nodeserve.cli.connection import ask, find_node, node_options
 from nodeserve.cli.kv_metrics import to_metrics
 from nodeserve.cli.main import LazyGroup
-from nodeserve.cli.status import plain, size, table
+from nodeserve.cli.status import moved, plain, size, table
 from nodeserve.wire.kv_control import (
     KvListenerLoad,
     KvPrefix,
@@ -103,7 +103,7 @@ def _tier_row(tier: KvTierLoad) -> tuple[str, ...]:
         tier.name,
         size(tier.used_bytes),
         size(tier.capacity_bytes),
-        f"{tier.used_slots}/{tier.slots}",
+        f"{tier.used_slots}/{tier.slots}" if tier.slots else str(tier.used_slots),
         str(tier.hits),
         str(tier.misses),
         hit_rate(tier.hits, tier.misses),
@@ -111,8 +111,8 @@ def _tier_row(tier: KvTierLoad) -> tuple[str, ...]:
         str(tier.evictions),
         str(tier.dropped),
         str(tier.corrupt),
-        _bandwidth(tier.read_bytes, tier.read_s),
-        _bandwidth(tier.written_bytes, tier.written_s),
+        moved(tier.read_bytes, tier.read_gbps),
+        moved(tier.written_bytes, tier.written_gbps),
     )
 
 
@@ -134,13 +134,6 @@ def _listener_row(load: KvListenerLoad) -> tuple[str, ...]:
 def _prefix_row(prefix: KvPrefix) -> tuple[str, ...]:
     pinned = "yes" if prefix.pinned else "-"
     return (prefix.key[:_KEY_DIGITS], str(prefix.blocks), str(prefix.hits), pinned)
-
-
-def _bandwidth(num_bytes: int, seconds: float) -> str:
-    """Write what was moved and how fast while something moved."""
-    if not num_bytes:
-        return "-"
-    return size(num_bytes) + (f" at {size(int(num_bytes / seconds))}/s" if seconds > 0 else "")
 
 
 def hit_rate(hits: int, misses: int) -> str:

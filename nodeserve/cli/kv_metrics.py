@@ -24,8 +24,12 @@ _COUNTERS: Final = {
     "dropped": "Blocks not stored for want of room, quota or bandwidth.",
     "corrupt": "Blocks that did not pass their checksum.",
     "promotions": "Blocks brought up from the tier.",
-    "read_bytes": "Bytes read from the tier.",
-    "written_bytes": "Bytes written to the tier.",
+    "read_bytes": "Bytes copied out of the tier.",
+    "written_bytes": "Bytes copied into the tier.",
+}
+_SECONDS: Final = {
+    "read": "What the copies out of the tier took, added up.",
+    "written": "What the copies into the tier took, added up.",
 }
 _LISTENER_GAUGES: Final = ("used_bytes",)
 _LISTENER_COUNTERS: Final = ("hits", "misses", "stores", "evictions", "dropped")
@@ -39,6 +43,12 @@ def to_metrics(status: KvTierStatus) -> str:
     for name, text in _COUNTERS.items():
         samples = _samples(status.tiers, "tier", name)
         lines += _family(f"kv_tier_{name}_total", "counter", text, samples)
+    for name, text in _SECONDS.items():
+        samples = _samples(status.tiers, "tier", f"{name}_s")
+        lines += _family(f"kv_tier_{name}_seconds_total", "counter", text, samples)
+        speed = f"GB/s (10^9) of copies since the block manager started: {name}."
+        samples = _samples(status.tiers, "tier", f"{name}_gbps")
+        lines += _family(f"kv_tier_{name}_gbps", "gauge", speed, samples)
     for name in _LISTENER_GAUGES:
         samples = _samples(status.listeners, "listener", name)
         lines += _family(f"kv_listener_{name}", "gauge", _GAUGES[name], samples)
@@ -52,12 +62,14 @@ def to_metrics(status: KvTierStatus) -> str:
 
 def _samples(
     loads: tuple[KvTierLoad, ...] | tuple[KvListenerLoad, ...], label: str, name: str
-) -> Iterator[tuple[str, int]]:
+) -> Iterator[tuple[str, float]]:
     for load in loads:
-        yield f'{label}="{load.name}"', int(getattr(load, name))
+        value: float | None = getattr(load, name)
+        if value is not None:
+            yield f'{label}="{load.name}"', value
 
 
-def _family(name: str, kind: str, text: str, samples: Iterator[tuple[str, int]]) -> Iterator[str]:
+def _family(name: str, kind: str, text: str, samples: Iterator[tuple[str, float]]) -> Iterator[str]:
     yield f"# HELP nodeserve:{name} {text}"
     yield f"# TYPE nodeserve:{name} {kind}"
     for labels, value in samples:

@@ -11,7 +11,7 @@ from nodeserve.wire.kv_control import KvPin
 @click.argument("prefix")
 @node_options
 def command(prefix: str, socket: str | None, runtime_dir: str | None) -> None:
-    """Keep PREFIX in host memory until it is unpinned or the daemon ends.
+    """Keep PREFIX in host memory until it is unpinned, the tier is resized or the daemon ends.
 
     `nodeserve kv` shows the prefixes that were asked for most by their keys; enough first digits
     of one will do.

@@ -167,7 +167,10 @@ def tiers(status: KvTierStatus) -> list[str]:
         rate = f"{tier.hits / asked:.0%} of {asked} blocks found" if asked else "nothing asked for"
         off = f", switched off: {tier.failure}" if tier.failure else ""
         room = f"{size(tier.used_bytes)} of {size(tier.capacity_bytes)}"
-        lines.append(f"KV {tier.name:<7}{room}, {rate}, {tier.evictions} evicted{off}")
+        read = f", {moved(tier.read_bytes, tier.read_gbps)} read" if tier.read_bytes else ""
+        written = moved(tier.written_bytes, tier.written_gbps)
+        copies = read + (f", {written} written" if tier.written_bytes else "")
+        lines.append(f"KV {tier.name:<7}{room}, {rate}{copies}, {tier.evictions} evicted{off}")
     refused = status.refused_engines.items()
     return lines + [f"generation {number} uses no tier: {why}" for number, why in refused]
 
@@ -199,6 +202,13 @@ def duration(seconds: float) -> str:
         if whole >= unit:
             return f"{whole // unit} {name} {whole % unit // lower} {lower_name}"
     return f"{whole} s"
+
+
+def moved(num_bytes: int, gbps: float | None) -> str:
+    """Write what was copied and how fast while it was; ``-`` where nothing was."""
+    if not num_bytes:
+        return "-"
+    return size(num_bytes) + ("" if gbps is None else f" at {gbps:.3g} GB/s")
 
 
 def size(num_bytes: int) -> str:

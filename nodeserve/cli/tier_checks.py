@@ -9,6 +9,7 @@ from typing import Final
 from nodeserve.cli.checks import Check, Verdict
 from nodeserve.cli.status import size
 from nodeserve.config.facts import Memory, Topology
+from nodeserve.config.tiers import directory_or_parent
 
 _SHARE: Final = 0.5
 """Of the free memory: what a host tier may take beside engines that are still to load."""
@@ -54,14 +55,16 @@ def check_tier_directories(directories: Sequence[Path]) -> Iterator[Check]:
     for directory in directories:
         name = f"disk tier {directory}"
         try:
-            direct = takes_direct_writes(directory)
-            room = os.statvfs(directory)
+            there = directory_or_parent(directory)
+            direct = takes_direct_writes(there)
+            room = os.statvfs(there)
         except OSError as error:
             why = error.strerror or "cannot be used"
             advice = "make it, on a disk of its own, for the user that nodeserve runs as"
             yield Check(name=name, verdict=Verdict.FAIL, found=why, advice=advice)
             continue
-        found = f"{size(room.f_bavail * room.f_frsize)} free"
+        to_make = "will be made, " if there != directory else ""
+        found = f"{to_make}{size(room.f_bavail * room.f_frsize)} free"
         if direct:
             yield Check(name=name, verdict=Verdict.OK, found=f"{found}, O_DIRECT")
         else:

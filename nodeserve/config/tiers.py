@@ -1,5 +1,6 @@
 """Resolve the KV tiers below the GPUs: how large, where, and whose."""
 
+import errno
 import math
 import os
 import re
@@ -141,44 +142,65 @@ def _disk(table: KvDiskTable, given: _Given) -> DiskTierSpec:
     if not paths:
         given.problems.add(at, "name no directory: give at least one, such as /var/lib/nodeserve")
     share_bytes = num_bytes // max(1, len(paths))
-    seen: dict[tuple[int, int], Path] = {}
+    seen: dict[tuple[int, int, str], Path] = {}
     devices: dict[int, Path] = {}
     for path in paths:
-        found = _usable(path, at, given.problems)
-        if found is None:
+        there = _usable(path, at, given.problems)
+        if there is None:
             continue
-        first = seen.setdefault((found.st_dev, found.st_ino), path)
+        found, to_make = there.stat(), "" if there == path else path.name
+        first = seen.setdefault((found.st_dev, found.st_ino, to_make), path)
         other = devices.setdefault(found.st_dev, path)
         if first is not path:
             given.problems.add(at, f"name {path}, which is {first} again: name each once")
         elif other is not path:
             same = f"{path} and {other} are on one file system"
             given.problems.warn(f"{same}: striping over them gains nothing")
-        _check_room(path, share_bytes, at, given.problems)
+        held_bytes = 0 if to_make else _held_bytes(path)
+        _check_room(there, share_bytes, held_bytes, at, given.problems)
     return DiskTierSpec(directories=tuple(map(str, paths)), max_bytes=num_bytes)
 
 
-def _usable(path: Path, key: str, problems: Problems) -> os.stat_result | None:
+def directory_or_parent(path: Path) -> Path:
+    """Return a disk tier's directory, or its parent where the directory will be made in it.
+
+    Raises:
+        OSError: It is not there, and neither is a parent that belongs to us.
+    """
+    if not os.path.lexists(path):
+        parent = path.parent
+        if parent.stat().st_uid == os.getuid():
+            return parent
+        text = f"it is not there and {parent} is not ours"
+        raise FileNotFoundError(errno.ENOENT, text)
+    path.stat()
+    return path
+
+
+def _usable(path: Path, key: str, problems: Problems) -> Path | None:
+    """Return the directory that is there, as ``directory_or_parent`` does."""
     try:
-        found = path.stat()
+        there = directory_or_parent(path)
     except OSError as error:
         why = error.strerror or "it cannot be read"
         problems.add(key, f"name {path}, which cannot be used: {why}; make it, mode 0700")
         return None
-    if not path.is_dir():
-        problems.add(key, f"name {path}, which is a file: name a directory")
+    if not there.is_dir():
+        problems.add(key, f"name {there}, which is a file: name a directory")
         return None
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        text = f"name {path}, in which uid {os.getuid()} may not write; change its permissions"
+    if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        text = f"name {there}, in which uid {os.getuid()} may not write; change its permissions"
         problems.add(key, text)
         return None
-    return found
+    return there
 
 
-def _check_room(path: Path, share_bytes: int, key: str, problems: Problems) -> None:
+def _check_room(
+    path: Path, share_bytes: int, held_bytes: int, key: str, problems: Problems
+) -> None:
     """Refuse a file system that has less room than the tier may take of it."""
     there = os.statvfs(path)
-    room_bytes = there.f_bavail * there.f_frsize + _held_bytes(path)
+    room_bytes = there.f_bavail * there.f_frsize + held_bytes
     if share_bytes > room_bytes:
         text = (
             f"name {path}, which has room for {_shown(room_bytes)}: the tier takes "

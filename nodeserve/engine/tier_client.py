@@ -15,10 +15,12 @@ import zmq
 
 from nodeserve.bus.sockets import is_readable, open_socket, recv_now, send_now
 from nodeserve.clock import Clock
+from nodeserve.engine.copied import Copied
 from nodeserve.errors import PeerError
 from nodeserve.wire import kv_tier
 from nodeserve.wire.kv_tier import (
     ABSENT,
+    HELLO_CALL,
     KEY_BYTES,
     KvAbandon,
     KvFound,
@@ -129,6 +131,8 @@ class TierClient:
         self._old_pins: dict[int, Lookup] = {}
         self._reservations: dict[int, Reservation] = {}
         self._writing: dict[int, bytes] = {}
+        self._read = Copied()
+        self._written = Copied()
         self.counts = Counts()
         self._send(hello)
 
@@ -181,9 +185,17 @@ class TierClient:
         lookup.released = True
         self._lookups.pop(lookup.call_id, None)
         if self._pins.pop(lookup.call_id, None) is not None or not lookup.answered:
-            self._send(KvRelease(call_ids=(lookup.call_id,)))
+            self._send_release(lookup.call_id)
         elif self._old_pins.pop(lookup.call_id, None) is not None and not self._old_pins:
-            self._send(KvRelease(call_ids=(0,)))
+            self._send_release(HELLO_CALL)
+
+    def count_read(self, num_bytes: int, seconds: float) -> None:
+        """Count what was copied out of slots; the next release tells the block manager."""
+        self._read.add(num_bytes, seconds)
+
+    def count_written(self, num_bytes: int, seconds: float) -> None:
+        """Count what was copied into slots; the next ``publish`` tells the block manager."""
+        self._written.add(num_bytes, seconds)
 
     def reserve(self, listener: str, keys: bytes, parent: bytes) -> Reservation | None:
         """Ask for slots to store blocks in; None when there is nobody to ask."""
@@ -197,7 +209,8 @@ class TierClient:
     def publish(self, slots: list[int]) -> None:
         """Say that reserved slots are written."""
         self._end_writing(slots)
-        self._send(KvPublish(slots=join_slots(slots)))
+        num_bytes, us = self._written.take()
+        self._send(KvPublish(slots=join_slots(slots), written_bytes=num_bytes, written_us=us))
 
     def abandon(self, slots: list[int]) -> None:
         """Say that reserved slots will not be written, or are not to be trusted."""
@@ -268,6 +281,8 @@ class TierClient:
             return
         if self._welcome is not None and self._welcome.generation != message.generation:
             self._forget_calls()
+            if not self._old_pins:  # what the hello said it reads was released before this came
+                self._send_release(HELLO_CALL)
         self._welcome, self._refused = message, None
         _log.info("kv_tier_joined block_manager=%d slots=%d", message.generation, message.num_slots)
 
@@ -319,7 +334,7 @@ class TierClient:
                 self._answer(lookup)
             else:
                 lookup.answered = lookup.released = True
-                self._send(KvRelease(call_ids=(lookup.call_id,)))
+                self._send_release(lookup.call_id)
                 self._ask_no_more(now_s)
         for reservation in _overdue(self._reservations, now_s):
             self._reservations.pop(reservation.call_id)
@@ -357,6 +372,10 @@ class TierClient:
                 writing_keys=b"".join(self._writing.values()),
             )
         )
+
+    def _send_release(self, call_id: int) -> None:
+        num_bytes, us = self._read.take()
+        self._send(KvRelease(call_ids=(call_id,), read_bytes=num_bytes, read_us=us))
 
     def _send(self, message: kv_tier.Request) -> None:
         try:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nodeserve.errors import InvalidTransitionError, InvariantError
+from nodeserve.kv.adoption import Adoption
 from nodeserve.kv.eviction import EvictionPolicy, Lru
 from nodeserve.kv.pinned_prefixes import PinnedPrefixes
 from nodeserve.kv.promotions import Promotions
@@ -31,12 +32,12 @@ from nodeserve.kv.tier_events import (
     Event,
     ReadFromDiskEnded,
     ReservationAsked,
-    ShowSlot,
     SlotsAbandoned,
     SlotsPublished,
     TimeElapsed,
     WriteToDisk,
     WriteToDiskEnded,
+    shown_slot,
 )
 from nodeserve.kv.top_prefixes import TopPrefixes
 from nodeserve.wire.kv_tier import ABSENT, HELLO_CALL, KEY_BYTES
@@ -64,14 +65,6 @@ class TierConfig:
     max_disk_writes: int = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Predecessor:
-    """What another block manager left: its slots, and which engines it knew, None if unknown."""
-
-    slots: Mapping[int, FoundSlot]
-    generations: frozenset[int] | None = None
-
-
 class HostTier:
     """Every slot of the node's host tier.
 
@@ -86,7 +79,7 @@ class HostTier:
     """
 
     def __init__(self, config: TierConfig, policy: EvictionPolicy | None = None) -> None:
-        """Begin empty; see ``adopt``."""
+        """Begin empty; see ``adopt`` and ``take_over``."""
         self.config = config
         num_slots = config.num_slots
         self.table = SlotTable(num_slots)
@@ -98,6 +91,7 @@ class HostTier:
         self.engines: dict[int, Engine] = {}
         self.disk_works = False
         self._max_writing = max(1, int(config.max_writing_share * num_slots))
+        self._adoption = Adoption(self.table, self.room)
         self._quarantine = Quarantine(self.table, self.room, config.quarantine_s)
         self._promotions = Promotions(self.table, self.room, self.counters, config.max_disk_reads)
         self._writing_to_disk: set[int] = set()
@@ -118,12 +112,23 @@ class HostTier:
             or self._writing_to_disk
         )
 
-    def adopt(self, left: Predecessor, *, now_s: float) -> list[Command]:
-        """Take over what a predecessor left; only as the very first."""
-        self.room.adopt(left.slots)
-        phases = self.table.phases
-        shown = [self._shown(s) for s, found in left.slots.items() if found.phase is not phases[s]]
-        return shown + self._quarantine.adopt(left.generations, self.config.adopt_grace_s, now_s)
+    def adopt(self, slots: Mapping[int, FoundSlot]) -> list[Command]:
+        """Take over some of a predecessor's slots; only before any event, then ``take_over``."""
+        return self._adoption.take(slots)
+
+    def take_over(
+        self, generations: frozenset[int] | None, pinned: Iterable[bytes] = (), *, now_s: float
+    ) -> list[Command]:
+        """Serve in a predecessor's place, all of whose slots were adopted.
+
+        Args:
+            generations: The engines that it knew; None if unknown.
+            pinned: The keys of the prefixes that the operator had pinned.
+            now_s: When that is.
+        """
+        self._adoption.end()
+        self.pinned.restore(pinned)
+        return self._quarantine.adopt(generations, self.config.adopt_grace_s, now_s)
 
     def handle(self, event: Event, *, now_s: float) -> list[Command]:
         """Apply one event and return what the caller must now do, in order.
@@ -319,7 +324,8 @@ class HostTier:
         held = [slot for slot in reading if table.phases[slot] is SlotPhase.READY]
         for slot in held:
             table.pins[slot] += 1
-        engine.calls[HELLO_CALL] = held
+        if held:
+            engine.calls[HELLO_CALL] = held
         commands: list[Command] = []
         for slot, key in zip(event.writing, event.writing_keys, strict=False):
             if slot < num_slots and self._quarantine.may_claim(slot, key):
@@ -363,5 +369,4 @@ class HostTier:
                 self.counters.stale += 1
 
     def _shown(self, slot: int) -> Command:
-        table = self.table
-        return ShowSlot(slot, table.phases[slot], table.keys[slot], table.tenants[slot])
+        return shown_slot(self.table, slot)

@@ -1,10 +1,11 @@
 """Prefixes that the operator keeps in the host tier."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from nodeserve.errors import CapacityError, InvariantError, RequestError
 from nodeserve.kv.room import Room
-from nodeserve.kv.slot_table import SlotTable
+from nodeserve.kv.slot_table import SlotPhase, SlotTable
 
 MAX_PREFIXES: Final = 1000
 
@@ -20,6 +21,11 @@ class PinnedPrefixes:
         self._chains: dict[bytes, list[int]] = {}
         self.held: dict[int, int] = {}
 
+    @property
+    def keys(self) -> list[bytes]:
+        """The key of each pinned prefix."""
+        return list(self._chains)
+
     def __contains__(self, key: bytes) -> bool:
         """Return whether the prefix that ends with this block is pinned."""
         return key in self._chains
@@ -34,20 +40,24 @@ class PinnedPrefixes:
         key = self._resolve(digits, list(self._table.ready))
         if key in self._chains:
             return self._chains[key]
-        chain = self._table.chain_to(self._table.ready[key])
-        chain = [slot for slot in chain if self._table.keys[slot] in self._table.ready]
-        total = len(self.held.keys() | set(chain))
-        if total > self._max_slots or len(self._chains) >= MAX_PREFIXES:
+        chain = self._chain(key)
+        if not self._fits(chain):
+            total = len(self.held.keys() | set(chain))
             text = (
                 f"prefix {digits}: {total} blocks in {len(self._chains) + 1} prefixes would be "
                 f"pinned, at most {self._max_slots} in {MAX_PREFIXES} may be; unpin another one"
             )
             raise CapacityError(text)
-        self._chains[key] = chain
-        for slot in chain:
-            self.held[slot] = self.held.get(slot, 0) + 1
-            self._table.holds[slot] += 1
+        self._hold(key, chain)
         return chain
+
+    def restore(self, keys: Iterable[bytes]) -> None:
+        """Keep the prefixes that were pinned before, as far as they are there and allowed."""
+        for key in keys:
+            if key in self._table.ready and key not in self._chains:
+                chain = self._chain(key)
+                if self._fits(chain):
+                    self._hold(key, chain)
 
     def unpin(self, digits: str) -> list[int]:
         """Let a pinned prefix go and return its slots.
@@ -81,6 +91,21 @@ class PinnedPrefixes:
         if counted != self.held or len(counted) > self._max_slots:
             text = f"{len(self.held)} slots are held, prefixes hold {len(counted)}; report this bug"
             raise InvariantError(text)
+
+    def _chain(self, key: bytes) -> list[int]:
+        table = self._table
+        chain = table.chain_to(table.ready[key])
+        return [slot for slot in chain if table.phases[slot] is SlotPhase.READY]
+
+    def _fits(self, chain: list[int]) -> bool:
+        total = len(self.held.keys() | set(chain))
+        return total <= self._max_slots and len(self._chains) < MAX_PREFIXES
+
+    def _hold(self, key: bytes, chain: list[int]) -> None:
+        self._chains[key] = chain
+        for slot in chain:
+            self.held[slot] = self.held.get(slot, 0) + 1
+            self._table.holds[slot] += 1
 
     @staticmethod
     def _resolve(digits: str, keys: list[bytes]) -> bytes:

@@ -10,7 +10,7 @@ from nodeserve.kv.room import Room
 from nodeserve.kv.slot_table import DISK, NO_SLOT, SlotPhase, SlotTable
 from nodeserve.kv.tier_counters import TierCounters
 from nodeserve.kv.tier_engine import Engine
-from nodeserve.kv.tier_events import AnswerLookup, Command, ReadFromDisk, ShowSlot, WakeAt
+from nodeserve.kv.tier_events import AnswerLookup, Command, ReadFromDisk, WakeAt, shown_slot
 from nodeserve.wire.kv_tier import ABSENT
 
 _Call = tuple[int, int]
@@ -101,7 +101,7 @@ class Promotions:
             tenant = table.tenants[slot]
             self._room.freed(slot, tenant, table.abandon(slot))
             self._counters.failed_promotions += 1
-        shown = ShowSlot(slot, table.phases[slot], table.keys[slot], table.tenants[slot])
+        shown = shown_slot(table, slot)
         commands: list[Command] = [shown]
         for call in sorted(calls):
             waiting = self._waiting[call]
@@ -153,10 +153,7 @@ class Promotions:
         if slot != NO_SLOT:
             self._table.reserve(slot, key, tenant=tenant, writer=DISK, parent=parent)
             self.slots[slot] = set()
-            commands += [
-                ShowSlot(slot, SlotPhase.RESERVED, key, tenant),
-                ReadFromDisk(slot, key),
-            ]
+            commands += [shown_slot(self._table, slot), ReadFromDisk(slot, key)]
         return slot
 
     def _leave(self, call: _Call) -> _Waiting:

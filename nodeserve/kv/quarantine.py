@@ -9,7 +9,7 @@ from typing import Final
 
 from nodeserve.errors import InvariantError
 from nodeserve.kv.room import Room
-from nodeserve.kv.slot_table import NO_SLOT, SlotPhase, SlotTable
+from nodeserve.kv.slot_table import SlotPhase, SlotTable
 from nodeserve.kv.tier_events import Command, ShowSlot, WakeAt
 
 _NOT_YET: Final = float("inf")
@@ -74,8 +74,7 @@ class Quarantine:
         for slot in due:
             del self._ends_s[slot]
             tenant = self._table.tenants[slot]
-            self._table.end_quarantine(slot)
-            self._room.freed(slot, tenant, NO_SLOT)
+            self._room.freed(slot, tenant, self._table.end_quarantine(slot))
             commands.append(ShowSlot(slot, SlotPhase.FREE, b"", 0))
         return commands
 

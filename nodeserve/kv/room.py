@@ -88,7 +88,7 @@ class Room:
         return tenant, book
 
     def adopt(self, found: Mapping[int, FoundSlot]) -> None:
-        """Take over what a predecessor left, into a tier that is still empty."""
+        """Take over some of what a predecessor left, before anything else happens."""
         table = self._table
         for slot, entry in found.items():
             table.adopt(slot, entry)
@@ -98,7 +98,10 @@ class Room:
             if table.phases[slot] is SlotPhase.READY:
                 self._policy.stored(slot, entry.key)
                 self.offer(slot)
-        phases = table.phases
+
+    def end_adoption(self) -> None:
+        """Take note of which slots are left for others once all were taken over."""
+        phases = self._table.phases
         self._free = [slot for slot in self._free if phases[slot] is SlotPhase.FREE]
 
     def take(self, tenant: int, commands: list[Command], *, parent: int) -> int:

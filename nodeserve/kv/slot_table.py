@@ -50,11 +50,16 @@ TRANSITIONS: Final[Mapping[tuple[SlotPhase, SlotEvent], SlotPhase]] = {
 
 
 class FoundSlot(NamedTuple):
-    """What a predecessor's directory says of one slot."""
+    """What a predecessor's directory says of one slot.
+
+    ``parent`` is how the key of the block before begins, as far as the directory has it; b"" for
+    none.
+    """
 
     phase: SlotPhase
     key: bytes
     tenant: int
+    parent: bytes = b""
 
 
 class SlotTable:
@@ -68,7 +73,8 @@ class SlotTable:
         tenants: Whom the slot is booked on; 0 where it holds no key.
         writers: The generation that may write a RESERVED slot, or DISK; NOBODY otherwise.
         pins: How many look-ups hold the slot.
-        children: How many blocks that follow this one are READY or RESERVED.
+        children: How many blocks that follow this one are READY or RESERVED, or were RESERVED
+            when a predecessor ended.
         holds: How many pinned prefixes hold the slot, and disk while it reads from it.
         epochs: Raised whenever a slot becomes FREE, so that what spoke of it before is found out.
     """
@@ -110,10 +116,14 @@ class SlotTable:
         self._move(slot, SlotEvent.RESERVED)
         self.keys[slot], self.tenants[slot], self.writers[slot] = key, tenant, writer
         self.written[key] = slot
-        self._parents[slot] = parent
         if parent != NO_SLOT:
-            self._parent_epochs[slot] = self.epochs[parent]
-            self.children[parent] += 1
+            self.link(slot, parent)
+
+    def link(self, slot: int, parent: int) -> None:
+        """Say that the block in ``slot``, which has no parent yet, follows that in ``parent``."""
+        self._parents[slot] = parent
+        self._parent_epochs[slot] = self.epochs[parent]
+        self.children[parent] += 1
 
     def claim(self, slot: int, key: bytes, *, writer: int) -> None:
         """Let the engine that was writing a QUARANTINED slot go on with it."""
@@ -158,10 +168,10 @@ class SlotTable:
         self.writers[slot] = NOBODY
         return self._unlink(slot)
 
-    def end_quarantine(self, slot: int) -> None:
-        """Free a QUARANTINED slot."""
+    def end_quarantine(self, slot: int) -> int:
+        """Free a QUARANTINED slot; returns as ``evict`` does."""
         self._move(slot, SlotEvent.QUARANTINE_OVER)
-        self._freed(slot)
+        return self._freed(slot)
 
     def is_evictable(self, slot: int) -> bool:
         """Return whether a slot is READY and nobody and nothing needs it."""
@@ -178,6 +188,11 @@ class SlotTable:
         if parent != NO_SLOT and self.epochs[parent] == self._parent_epochs[slot]:
             return parent
         return NO_SLOT
+
+    def parent_key(self, slot: int) -> bytes:
+        """Return the key of the block before; b"" where it is gone or unknown."""
+        parent = self.parent_of(slot)
+        return b"" if parent == NO_SLOT else self.keys[parent]
 
     def chain_to(self, slot: int) -> list[int]:
         """Return the slots of the blocks up to this one, last first, as far as known."""

@@ -6,7 +6,7 @@ Keys travel joined, ``KEY_BYTES`` bytes each, as on the wire.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nodeserve.kv.slot_table import SlotPhase
+from nodeserve.kv.slot_table import SlotPhase, SlotTable
 
 # ------------------------------------------------------------------------------ events
 
@@ -123,12 +123,16 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class ShowSlot:
-    """Say in the directory what a slot holds. Always before anybody is told of the slot."""
+    """Say in the directory what a slot holds. Always before anybody is told of the slot.
+
+    ``parent`` is the key of the block before; b"" where that is gone or unknown.
+    """
 
     slot: int
     phase: SlotPhase
     key: bytes
     tenant: int
+    parent: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,3 +205,9 @@ Command = (
     | WriteToDisk
     | WakeAt
 )
+
+
+def shown_slot(table: SlotTable, slot: int) -> ShowSlot:
+    """Return the command that shows what a slot holds now."""
+    phase, key, tenant = table.phases[slot], table.keys[slot], table.tenants[slot]
+    return ShowSlot(slot, phase, key, tenant, table.parent_key(slot))

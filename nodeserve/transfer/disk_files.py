@@ -4,8 +4,10 @@ Files are opened for each operation: it costs some microseconds against a disk's
 no descriptor for each of thousands of segments, and finds out when a file is gone.
 """
 
+import contextlib
 import errno
 import fcntl
+import logging
 import mmap
 import os
 from collections.abc import Sequence
@@ -17,6 +19,8 @@ from nodeserve.errors import PeerError
 from nodeserve.kv.disk_record import PAGE_BYTES
 
 Buffer = memoryview | mmap.mmap | Array[c_char]
+
+_LOG: Final = logging.getLogger(__name__)
 
 _LOCK: Final = "lock"
 _PROBE: Final = "probe"
@@ -87,7 +91,9 @@ class OsFiles:
             OSError: It cannot be made or written to.
         """
         self._path = Path(path)
-        self._path.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self._path.mkdir(mode=0o700)
+            _LOG.info("disk_directory_made directory=%s mode=0700", path)
         self._fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._lock_fd = -1
         try:

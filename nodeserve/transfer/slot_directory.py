@@ -2,7 +2,7 @@
 
 Layout: a header page (magic, number of slots, bytes from slot to slot, each 64-bit; 32 bytes of
 namespace), then one entry of 64 bytes per slot: sequence (64-bit), state (64-bit), key (32 bytes),
-CRC32C of the block's bytes or 0 (64-bit), tenant (64-bit).
+how the key of the block before begins (8 bytes, 0 where that is unknown), tenant (64-bit).
 
 The block manager alone writes. It makes the sequence odd, changes the entry and makes it even
 again, and raises it with every change of what a slot holds: a reader that finds the entry equal
@@ -26,7 +26,7 @@ ENTRY_BYTES: Final = 64
 
 _MAGIC: Final = int.from_bytes(b"NSSLOTS1", "little")
 _HEADER: Final = struct.Struct("<QQQ32s")
-_ENTRY: Final = struct.Struct("<QQ32sQQ")
+_ENTRY: Final = struct.Struct("<QQ32s8sQ")
 
 
 class SlotState(enum.IntEnum):
@@ -39,12 +39,12 @@ class SlotState(enum.IntEnum):
 
 
 class SlotEntry(NamedTuple):
-    """One entry of the directory."""
+    """One entry of the directory; ``parent`` is of 8 bytes, and of zeros where it is unknown."""
 
     sequence: int
     state: int
     key: bytes
-    crc: int
+    parent: bytes
     tenant: int
 
 
@@ -85,23 +85,28 @@ class SlotDirectory:
         """Return what the directory says of ``slot``."""
         return SlotEntry(*_ENTRY.unpack_from(self._map, _at(slot)))
 
-    def used(self) -> dict[int, SlotEntry]:
-        """Return every entry that says more than that its slot is FREE, by slot."""
-        whole = memoryview(self._map)[HEADER_BYTES : _at(self.shape.num_slots)]
-        with whole:
+    def used(self, first: int, end: int) -> dict[int, SlotEntry]:
+        """Return the entries of slots ``first`` up to ``end`` that say more than FREE, by slot."""
+        some = memoryview(self._map)[_at(first) : _at(min(end, self.shape.num_slots))]
+        with some:
             return {
                 slot: SlotEntry(*raw)
-                for slot, raw in enumerate(_ENTRY.iter_unpack(whole))
+                for slot, raw in enumerate(_ENTRY.iter_unpack(some), first)
                 if raw[1] != SlotState.FREE or raw[0] % 2
             }
 
-    def write(self, slot: int, state: SlotState, key: bytes, *, crc: int = 0, tenant: int) -> None:
-        """Say what ``slot`` holds from now on; readers of what it held before find out."""
+    def write(
+        self, slot: int, state: SlotState, key: bytes, *, tenant: int, parent: bytes = b""
+    ) -> None:
+        """Say what ``slot`` holds from now on; readers of what it held before find out.
+
+        ``parent`` is the key of the block before, of which the beginning is kept; b"" for none.
+        """
         at = _at(slot)
         (sequence,) = struct.unpack_from("<Q", self._map, at)
         odd = sequence + 1 + sequence % 2  # a predecessor may have died in the middle
         struct.pack_into("<Q", self._map, at, odd)
-        _ENTRY.pack_into(self._map, at, odd, state, key, crc, tenant)
+        _ENTRY.pack_into(self._map, at, odd, state, key, parent, tenant)
         struct.pack_into("<Q", self._map, at, odd + 1)
 
     def close(self) -> None:

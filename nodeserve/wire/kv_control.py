@@ -14,10 +14,16 @@ class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
 class KvTierLoad(msgspec.Struct, frozen=True, kw_only=True):
     """One tier: ``host`` or ``disk``. Sizes are of now, counters since the process started.
 
+    ``slots`` is how many blocks there is room for, 0 where that is not known: disk is bounded by
+    bytes alone, and ``used_bytes`` is what its files take.
     Counters are of blocks. ``stores`` were published. ``dropped`` were not stored for want of
     room, quota or bandwidth. ``refused`` were reserved and never written. ``corrupt`` did not
     pass their checksum. ``pinned``, ``writing`` and ``quarantined`` count the host tier's slots.
-    ``failure`` is why a tier is switched off; None while it works.
+    ``read_bytes`` and ``written_bytes`` are what engines copied out of the host tier and into it,
+    and what the block manager read from disk and wrote to it; ``read_s`` and ``written_s`` are what
+    the copies took, added up where several went on at once, and ``read_gbps`` and ``written_gbps``
+    GB/s (10^9) of that time, None where nothing was copied. ``failure`` is why a tier is switched
+    off; None while it works.
     """
 
     name: str
@@ -41,6 +47,8 @@ class KvTierLoad(msgspec.Struct, frozen=True, kw_only=True):
     written_bytes: int = 0
     read_s: float = 0.0
     written_s: float = 0.0
+    read_gbps: float | None = None
+    written_gbps: float | None = None
     failure: str | None = None
 
 

@@ -10,7 +10,7 @@ prefix). Keys travel joined, ``num_keys * KEY_BYTES`` bytes, and slots as little
 numbers, ``ABSENT`` where there is none: unpacking a list costs more than looking its keys up.
 """
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -22,6 +22,9 @@ ABSENT: Final = 0xFFFF_FFFF
 
 HELLO_CALL: Final = 0
 """The look-up that holds what an engine was reading when it said hello; its own begin at 1."""
+
+Copied = Annotated[int, msgspec.Meta(ge=0, le=1 << 44)]
+"""Bytes or microseconds that copies took since the message before: no engine copies 16 TiB."""
 
 Handle = dict[str, int | str]
 """As ``transfer.base.Handle``: what a peer needs to open shared memory."""
@@ -73,9 +76,15 @@ class KvLookup(_Message, frozen=True, kw_only=True):
 
 
 class KvRelease(_Message, frozen=True, kw_only=True):
-    """The pins of these lookups are needed no more. Unknown ones are passed over."""
+    """The pins of these lookups are needed no more. Unknown ones are passed over.
+
+    ``read_bytes`` were copied out of slots since the last such message, by copies that took
+    ``read_us`` together; those of one rank stand for the ranks that copy beside each other.
+    """
 
     call_ids: tuple[int, ...]
+    read_bytes: Copied = 0
+    read_us: Copied = 0
 
 
 class KvReserve(_Message, frozen=True, kw_only=True):
@@ -92,9 +101,14 @@ class KvReserve(_Message, frozen=True, kw_only=True):
 
 
 class KvPublish(_Message, frozen=True, kw_only=True):
-    """All ranks have written these reserved slots; now anybody may read them."""
+    """All ranks have written these reserved slots; now anybody may read them.
+
+    ``written_bytes`` and ``written_us`` are of copies into slots, as those of ``KvRelease``.
+    """
 
     slots: bytes
+    written_bytes: Copied = 0
+    written_us: Copied = 0
 
 
 class KvAbandon(_Message, frozen=True, kw_only=True):

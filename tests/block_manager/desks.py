@@ -27,14 +27,22 @@ class Bench:
         self.unreachable = set()
         self.desks = []
 
-    def desk(self, **more):
+    def _made(self, **more):
         directory = SlotDirectory(self.memory.directory_fd, directory_shape(self.shape, NAMESPACE))
         config = TierConfig(num_slots=self.shape.num_slots, max_writing_share=1.0)
         tier = HostTier(config)
         made = TierDesk(tier, directory, self.shape, self.clock, send=self.send, **more)
-        if directory.adopted:
-            made.adopt(frozenset())
         self.desks.append(made)
+        return made
+
+    async def successor(self):
+        made = self._made()
+        await made.adopt()
+        made.take_over(frozenset(), ())
+        return made
+
+    def desk(self, **more):
+        made = self._made(**more)
         made.tell(EngineJoined(1, "w1"))
         made.tell(EngineJoined(2, "w2"))
         return made

@@ -1,9 +1,25 @@
 """Who may use the host tier."""
 
+import asyncio
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 
-from nodeserve.block_manager.admission import MAX_ENGINES
-from nodeserve.wire.kv_tier import ABSENT, KvHello, KvRefused, KvWelcome, KvWho
+from nodeserve.block_manager.admission import MAX_ENGINES, MAX_KEPT, Admission
+from nodeserve.clock import ManualClock
+from nodeserve.kv.tier_events import EngineJoined
+from nodeserve.wire.kv_tier import (
+    ABSENT,
+    KvHello,
+    KvLookup,
+    KvPublish,
+    KvRefused,
+    KvRelease,
+    KvWelcome,
+    KvWho,
+    join_slots,
+)
 from tests.block_manager.nodes import write_model
 
 
@@ -24,6 +40,82 @@ def test_engines_that_do_not_fit_are_refused_with_the_reason(node, hello, text) 
     assert isinstance(answer, KvRefused)
     assert text in answer.reason
     assert text in node.status().refused_engines[2]
+
+
+class FakeTiers:
+    """Keeps in one list what happens to engines, in its order."""
+
+    def __init__(self) -> None:
+        self.desk: SimpleNamespace | None = None
+        self.happened = []
+        self.welcomed = asyncio.Event()
+
+    async def open_tier(self, hello, namespace, known) -> None:
+        engines = {}
+        shape = SimpleNamespace(block_bytes=hello.block_bytes)
+        tier = SimpleNamespace(engines=engines)
+        self.desk = SimpleNamespace(namespace=namespace, shape=shape, tier=tier, tell=self.tell)
+
+    def tell(self, event) -> None:
+        self.happened.append(event)
+
+    def serve(self, generation, request) -> None:
+        self.happened.append((generation, request))
+
+    def has_foreign_slots(self, hello, namespace) -> bool:
+        return False
+
+    def welcome(self, generation) -> None:
+        self.happened.append(generation)
+        self.welcomed.set()
+
+
+@contextlib.contextmanager
+def admitting(tmp_path):
+    tiers = FakeTiers()
+    made = Admission(tiers, ManualClock(), state_dir=tmp_path, runtime_dir=tmp_path, grace_s=10.0)
+    made.tiers = tiers
+    yield made
+    made.close()
+
+
+def a_hello(tmp_path):
+    model = str(write_model(tmp_path / "model"))
+    return KvHello(worker="w", generation=1, pid=1, model=model, kv_format=b"f", block_bytes=4096)
+
+
+async def let_in(admission) -> None:
+    async with asyncio.timeout(20):
+        await admission.tiers.welcomed.wait()
+
+
+async def test_what_an_engine_ends_before_it_is_let_in_is_ended_then(tmp_path) -> None:
+    """Else what its hello says it reads and writes would be held until it dies."""
+    hello = a_hello(tmp_path)
+    early, ended = KvRelease(call_ids=(0,)), KvPublish(slots=join_slots([3]))
+    with admitting(tmp_path) as admission:
+        assert not admission.keep(1, early)
+        admission.hello(1, hello)
+        assert admission.keep(1, early)
+        admission.hello(1, hello)  # says anew what it holds
+        assert admission.keep(1, KvLookup(call_id=1, listener="l", keys=b""))
+        assert admission.keep(1, ended)
+        await let_in(admission)
+        joined, *rest = admission.tiers.happened
+        assert isinstance(joined, EngineJoined)
+        assert rest == [(1, ended), 1]
+        assert not admission.keep(1, ended)
+
+
+async def test_an_engine_that_says_too_much_before_it_is_let_in_is_to_greet_anew(tmp_path) -> None:
+    hello, ended = a_hello(tmp_path), KvPublish(slots=b"")
+    with admitting(tmp_path) as admission:
+        admission.hello(1, hello)
+        kept = [admission.keep(1, ended) for _ in range(MAX_KEPT + 1)]
+        assert kept == [True] * MAX_KEPT + [False]
+        admission.hello(1, hello)
+        await let_in(admission)
+        assert len(admission.tiers.happened) == 2
 
 
 def test_other_weights_of_the_same_shape_share_nothing(node, tmp_path) -> None:

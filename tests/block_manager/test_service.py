@@ -12,7 +12,7 @@ from nodeserve.wire.kv_control import (
     KvClear,
     KvDone,
 )
-from nodeserve.wire.kv_tier import ABSENT, KvLookup, KvPublish
+from nodeserve.wire.kv_tier import ABSENT, KvLookup, KvPublish, KvRelease
 from nodeserve.wire.spawn import DiskTierSpec
 from tests.block_manager.nodes import BLOCK_BYTES, STRIDE, block_of
 from tests.kv.tiers import key, keys
@@ -89,6 +89,7 @@ def test_what_an_engine_holds_that_hangs_stays_until_it_is_declared_dead(node) -
     assert one.look_up("kept", "half") == [slot, ABSENT]
     one.release()
     node.gone(1)
+    node.status_when(lambda status: len(status.engines) == 1)  # its sockets keep no order
     for number in range(4, 8):
         one.store(*range(number * 100, number * 100 + 80))
     assert one.look_up("kept") == [ABSENT]
@@ -119,6 +120,21 @@ def test_garbage_is_dropped_and_counted(node) -> None:
     assert one.look_up("a") == [ABSENT]
     assert node.status_when(lambda status: status.rejected_frames == 7)
     assert node.process.poll() is None
+
+
+def test_what_engines_copied_is_added_up_with_its_speed(node) -> None:
+    one, two = node.engine(1).join(), node.engine(2).join()
+    one.say(KvPublish(slots=b"", written_bytes=3000, written_us=1))
+    for engine in (one, two):
+        engine.say(KvRelease(call_ids=(), read_bytes=10**9, read_us=250_000))
+    # Neither can be: the whole message is dropped.
+    one.say(KvRelease(call_ids=(), read_bytes=-1, read_us=1))
+    one.say(KvRelease(call_ids=(), read_bytes=1 << 60))
+    (host,) = node.status_when(
+        lambda status: status.rejected_frames == 2 and status.tiers[0].read_bytes == 2 * 10**9
+    ).tiers
+    assert (host.read_s, host.read_gbps) == (0.5, 4.0)
+    assert (host.written_bytes, host.written_s, host.written_gbps) == (3000, 1e-6, 3.0)
 
 
 def test_it_says_again_what_holds_and_that_it_lives(node) -> None:

@@ -38,10 +38,19 @@ async def test_it_counts_what_has_happened(bench) -> None:
     assert (chat.name, chat.slots, chat.stores) == ("chat", 2, 1)
     assert (batch.name, batch.slots, batch.hits, batch.misses) == ("batch", 0, 1, 1)
     (engine,) = status.engines
-    assert (engine.worker, engine.pinned, engine.writing) == ("w2", 1, 0)
+    assert (engine.worker, engine.lookups, engine.pinned, engine.writing) == ("w2", 1, 1, 0)
     (prefix,) = status.prefixes
     assert (prefix.key, prefix.blocks, prefix.hits) == (key("a").hex(), 1, 1)
     assert (status.call_id, status.state, status.model) == (7, "serving", "m")
+
+
+async def test_what_an_operator_pinned_and_an_engine_reads_is_counted_once(bench) -> None:
+    desk = bench.desk()
+    desk.tell(ReservationAsked(1, 1, "chat", keys("a", "b")))
+    desk.tell(SlotsPublished(1, [0, 1]))
+    desk.tier.pinned.pin(key("b").hex())
+    desk.tell(BlocksLookedUp(2, 1, "batch", keys("a")))
+    assert build_status(7, "m", desk, None).tiers[0].pinned == 2
 
 
 async def test_a_disk_that_did_not_open_is_shown_with_the_reason(bench) -> None:

@@ -5,6 +5,7 @@ import struct
 
 import pytest
 
+from nodeserve.block_manager import tier_desk
 from nodeserve.block_manager.disk import DiskTier
 from nodeserve.kv.tier_events import BlocksLookedUp, ReservationAsked, SlotsPublished
 from nodeserve.kv.tier_log import Op
@@ -70,7 +71,7 @@ async def test_a_successor_adopts_what_the_directory_says(bench) -> None:
     first.tell(SlotsPublished(1, [0, 2]))
     # It dies in the middle of saying something of slot 2.
     struct.pack_into("<Q", first._directory._map, HEADER_BYTES + 2 * ENTRY_BYTES, 7)
-    second = bench.desk()
+    second = await bench.successor()
     assert [phase.name for phase in second.tier.table.phases] == [
         "READY",
         "QUARANTINED",
@@ -80,11 +81,31 @@ async def test_a_successor_adopts_what_the_directory_says(bench) -> None:
     assert second.namespace == bytes(range(32))
 
 
+async def test_others_have_their_turn_while_slots_are_adopted(bench, monkeypatch) -> None:
+    monkeypatch.setattr(tier_desk, "SLOTS_A_TURN", 1)
+    first = bench.desk()
+    reserve(first, "a", "b", "c")
+    first.tell(SlotsPublished(1, [0, 1, 2]))
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    others = asyncio.create_task(take_turns())
+    second = await bench.successor()
+    others.cancel()
+    assert turns >= bench.shape.num_slots
+    assert second.tier.table.chain_to(2) == [2, 1, 0]
+
+
 async def test_a_state_that_no_program_wrote_is_quarantined(bench) -> None:
     first = bench.desk()
     reserve(first, "a")
     struct.pack_into("<Q", first._directory._map, HEADER_BYTES + 8, 99)
-    second = bench.desk()
+    second = await bench.successor()
     assert second.tier.table.phases[0].name == "QUARANTINED"
 
 

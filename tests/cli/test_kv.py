@@ -29,7 +29,12 @@ def an_account(**changes) -> KvTierStatus:
         evictions=52,
     )
     disk = KvTierLoad(
-        name="disk", capacity_bytes=GIB << 10, read_bytes=4 * GIB, read_s=2.0, failure="disk full"
+        name="disk",
+        capacity_bytes=GIB << 10,
+        used_slots=46,
+        read_bytes=4 * GIB,
+        read_gbps=2.147,
+        failure="full",
     )
     given = {
         "state": "serving",
@@ -54,8 +59,9 @@ def test_the_page_shows_tiers_listeners_prefixes_and_who_may_not_use_them(daemon
     asked = "blocks of 8.0 MiB, 1 engines, 40 look-ups of 400 blocks, 0.25 us a key"
     assert shown[0] == asked
     assert "host 16.0 GiB 64.0 GiB 2048/8192 300 100 75.0% 2100 52 0 0 - -" in shown
-    assert "disk: switched off: disk full" in shown
-    assert any("4.0 GiB at 2.0 GiB/s" in line for line in shown)
+    assert any(line.startswith("disk 0 B 1.0 TiB 46 0 0 - ") for line in shown)
+    assert "disk: switched off: full" in shown
+    assert any("4.0 GiB at 2.15 GB/s" in line for line in shown)
     assert "batch 25% 0 B 0 1 3 25.0% 0 0 0" in shown
     assert "ab12ab12ab12ab12 12 90 yes" in shown
     assert shown[-1] == "engine of generation 9: uses no tier: another model"
@@ -66,7 +72,7 @@ def test_the_json_has_every_field_and_no_tag(daemon, run):
     shown = json.loads(run("kv", "--json", "--socket", daemon.socket).output)
     assert set(shown) == set(KvTierStatus.__struct_fields__)
     assert shown["refused_engines"] == {"9": "another model"}
-    assert shown["tiers"][1]["failure"] == "disk full"
+    assert shown["tiers"][1]["failure"] == "full"
 
 
 def test_the_metrics_are_text(daemon, run):

@@ -3,7 +3,7 @@ import json
 import msgspec
 import pytest
 
-from nodeserve.cli.status import duration, quantiles, size, table, to_json, to_text
+from nodeserve.cli.status import duration, quantiles, size, table, tiers, to_json, to_text
 from nodeserve.wire.control import StatusRequest
 from nodeserve.wire.kv_control import KvTierLoad, KvTierStatus
 from nodeserve.wire.status import KvPath, ListenerLoad, Quantiles
@@ -161,4 +161,7 @@ def test_tiers_are_a_line_each_and_so_is_who_may_not_use_them():
     off = "switched off: no space left"
     assert f"KV disk   0 B of 4.0 GiB, nothing asked for, 0 evicted, {off}" in lines
     assert lines[-1] == "generation 9 uses no tier: another model"
+    busy = msgspec.structs.replace(host, read_bytes=3 << 30, read_gbps=12.34, written_bytes=1 << 20)
+    (line,) = tiers(KvTierStatus(tiers=(busy,)))
+    assert "75% of 4 blocks found, 3.0 GiB at 12.3 GB/s read, 1.0 MiB written, 0 evicted" in line
     assert not any(line.startswith("KV host") for line in to_text(a_status()).splitlines())

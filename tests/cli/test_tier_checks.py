@@ -63,6 +63,13 @@ def test_a_file_system_without_o_direct_is_a_warning(tmp_path, monkeypatch):
     assert "no O_DIRECT" in found.found
 
 
+def test_a_directory_that_will_be_made_is_tried_by_its_parent(tmp_path):
+    (found,) = check_tier_directories([tmp_path / "new"])
+    assert found.verdict in (Verdict.OK, Verdict.WARN)
+    assert found.found.startswith("will be made, ")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_directory_that_cannot_be_used_fails():
     (found,) = check_tier_directories([Path("/proc") / str(os.getpid()) / "none"])
     assert found.verdict is Verdict.FAIL

@@ -121,13 +121,33 @@ def test_directories_that_cannot_be_used_are_refused(load, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "a").mkdir()
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    assert "No such file" in refused_directories(load, [tmp_path / "gone"])
+    gone = tmp_path / "gone" / "deeper"
+    assert "No such file" in refused_directories(load, [gone])
+    (tmp_path / "nowhere").symlink_to(gone)
+    assert "No such file" in refused_directories(load, [tmp_path / "nowhere"])
+    assert "which is a file" in refused_directories(load, [tmp_path / "file" / "below"])
+    twice = [tmp_path / "new", tmp_path / "a" / ".." / "new"]
+    assert "name each once" in refused_directories(load, twice)
+    assert "which has room for" in refused_directories(load, [tmp_path / "new"], "900TiB")
     assert "which is a file" in refused_directories(load, [tmp_path / "file"])
     assert "name no directory" in refused_directories(load, [])
     both = [tmp_path / "a", tmp_path / "b"]
     assert f"which is {tmp_path}/a again" in refused_directories(load, both)
     assert "which has room for" in refused_directories(load, [tmp_path / "a"], "900TiB")
     assert "use 64 MiB or more" in refused_directories(load, [tmp_path / "a"], "1MiB")
+
+
+def test_a_directory_that_is_not_there_is_made_only_where_its_parent_is_ours(
+    load, tmp_path, monkeypatch
+):
+    named = [tmp_path / "new", tmp_path / "other"]
+    listed = ", ".join(f'"{name}"' for name in named)
+    toml = f'[kv.host]\nsize = "1GiB"\n[kv.disk]\ndirectories = [{listed}]\nsize = "64MiB"'
+    assert load(toml).tiers.disk.directories == tuple(map(str, named))
+    assert not list(tmp_path.glob("new"))  # a configuration that is read makes nothing
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    said = refused_directories(load, named)
+    assert f"it is not there and {tmp_path} is not ours; make it, mode 0700" in said
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")

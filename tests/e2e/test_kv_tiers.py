@@ -88,9 +88,13 @@ def test_the_tier_outlives_a_reload_and_every_process_that_used_it(serving):
         manager = node.process_named("block-manager")
         reload(node, serving, TIER + "[drain]\ndeadline_s = 30\n")
         assert node.process_named("block-manager").pid == manager.pid
+        (host,) = node.status().kv.tiers
+        assert host.written_bytes == NUM_BLOCKS * node.status().kv.block_bytes
+        assert host.written_gbps > 0
         renew(node, [*WORKERS, "block-manager"])
         joined(node)
         assert cached_tokens(node, expected) == NUM_BLOCKS * 16
+        node.wait_until(lambda status: status.kv.tiers[0].read_gbps is not None)
         assert node.stop() == 0
 
 

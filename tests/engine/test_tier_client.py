@@ -221,6 +221,23 @@ def test_a_reservation_is_written_and_published(joined, manager):
     assert manager.heard() == KvPublish(slots=join_slots([3]))
 
 
+def test_what_was_copied_is_told_with_the_next_release_and_publish_and_by_no_message_of_its_own(
+    joined, manager
+):
+    lookup = joined.lookup("api", KEYS, disk_s=0.0)
+    manager.heard()
+    hear(joined, manager, KvFound(call_id=1, slots=join_slots([5, 6])))
+    joined.count_read(4096, 0.001)
+    joined.count_read(4096, 0.0005)
+    joined.count_written(4096, 0.002)
+    assert manager.hears_nothing()
+    joined.release(lookup)
+    assert manager.heard() == KvRelease(call_ids=(1,), read_bytes=8192, read_us=1500)
+    for told in (KvPublish(slots=b"", written_bytes=4096, written_us=2000), KvPublish(slots=b"")):
+        joined.publish([])
+        assert manager.heard() == told
+
+
 def test_slots_that_come_too_late_are_given_back(joined, manager, clock):
     call = joined.reserve("api", KEYS, b"")
     manager.heard()
@@ -251,6 +268,21 @@ def test_a_new_block_manager_is_told_what_is_held(joined, manager):
     assert (hello.writing, hello.writing_keys) == (join_slots([3]), b"b" * 32)
     hear(joined, manager, welcome(generation=2))
     joined.release(reading)
+    assert manager.heard() == KvRelease(call_ids=(0,))
+
+
+def test_what_is_released_while_a_successor_reads_our_hello_is_not_pinned_there_for_ever(
+    joined, manager, clock
+):
+    reading = joined.lookup("api", KEYS, disk_s=0.0)
+    manager.heard()
+    hear(joined, manager, KvFound(call_id=1, slots=join_slots([5, 6])))
+    clock.advance(HELLO_EVERY_S)
+    joined.poll()
+    assert manager.heard().reading == join_slots([5, 6])
+    joined.release(reading)
+    assert manager.heard() == KvRelease(call_ids=(1,))  # a number that a successor does not know
+    hear(joined, manager, welcome(generation=2))
     assert manager.heard() == KvRelease(call_ids=(0,))
 
 

@@ -3,7 +3,6 @@
 import pytest
 
 from nodeserve.errors import InvalidTransitionError, InvariantError
-from nodeserve.kv.host_tier import Predecessor
 from nodeserve.kv.room import tenant_of
 from nodeserve.kv.slot_table import FoundSlot, SlotPhase
 from nodeserve.kv.tier_events import (
@@ -25,7 +24,7 @@ from nodeserve.kv.tier_events import (
     WriteToDiskEnded,
 )
 from nodeserve.wire.kv_tier import ABSENT, HELLO_CALL, join_slots
-from tests.kv.tiers import key, keys
+from tests.kv.tiers import key, keys, take_over
 
 L = tenant_of("l")
 
@@ -33,7 +32,7 @@ L = tenant_of("l")
 def test_a_block_is_shown_reserved_then_ready_and_then_found_by_another_engine(talk) -> None:
     assert talk.tell(ReservationAsked(1, 1, "l", keys("a", "b"))) == [
         ShowSlot(0, SlotPhase.RESERVED, key("a"), L),
-        ShowSlot(1, SlotPhase.RESERVED, key("b"), L),
+        ShowSlot(1, SlotPhase.RESERVED, key("b"), L, key("a")),
         AnswerReservation(1, 1, join_slots([0, 1])),
     ]
     look = BlocksLookedUp(2, 1, "l", keys("a", "b"))
@@ -127,7 +126,7 @@ def test_one_engine_cannot_have_the_whole_tier_to_write(talks) -> None:
 
 
 def test_an_engine_with_too_many_look_ups_unreleased_finds_nothing(talks) -> None:
-    talk = talks(max_calls=3)
+    talk = talks(max_calls=2)
     talk.join(1)
     talk.store("a")
     assert [talk.look_up("a") for _ in range(3)] == [[0], [0], [ABSENT]]
@@ -185,7 +184,7 @@ def test_a_published_block_is_offered_to_disk_and_not_evicted_while_disk_reads_i
     assert talk.tell(SlotsPublished(1, [0, 1])) == [
         ShowSlot(0, SlotPhase.READY, key("a"), L),
         WriteToDisk(0, key("a")),
-        ShowSlot(1, SlotPhase.READY, key("b"), L),
+        ShowSlot(1, SlotPhase.READY, key("b"), L, key("a")),
     ]
     assert talk.tier.counters.disk_dropped == 1
     assert talk.reserve("c", "d") == [1, ABSENT]
@@ -219,7 +218,7 @@ def test_a_successor_finds_what_was_ready_and_lets_writers_go_on_with_what_they_
     slots = left(
         *zip([SlotPhase.READY, SlotPhase.RESERVED, SlotPhase.RESERVED], "abc", strict=True)
     )
-    commands = talk.tier.adopt(Predecessor(slots, frozenset({1, 2})), now_s=0.0)
+    commands = take_over(talk.tier, slots, frozenset({1, 2}), now_s=0.0)
     assert [command.slot for command in commands if isinstance(command, ShowSlot)] == [1, 2]
     hello = EngineJoined(1, "w1", reading=[0, 1], writing=[1], writing_keys=[key("b")])
     assert talk.tell(hello) == [ShowSlot(1, SlotPhase.RESERVED, key("b"), 7)]
@@ -239,7 +238,7 @@ def test_a_successor_finds_what_was_ready_and_lets_writers_go_on_with_what_they_
 
 def test_a_claim_of_what_is_no_more_there_to_claim_is_passed_over(talks) -> None:
     talk = talks(num_slots=2)
-    talk.tier.adopt(Predecessor(left((SlotPhase.RESERVED, "a")), frozenset({1})), now_s=0.0)
+    take_over(talk.tier, left((SlotPhase.RESERVED, "a")), frozenset({1}), now_s=0.0)
     claims = [(0, "other"), (1, "b"), (77, "a")]
     slots, names = zip(*claims, strict=True)
     hello = EngineJoined(1, "w", reading=[1, 99], writing=slots, writing_keys=[*map(key, names)])

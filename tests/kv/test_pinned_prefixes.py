@@ -3,6 +3,7 @@
 import pytest
 
 from nodeserve.errors import CapacityError, InvariantError, RequestError
+from nodeserve.kv.tier_events import EngineGone, SlotsPublished, TimeElapsed
 from tests.kv.tiers import key
 
 
@@ -65,3 +66,27 @@ def test_holds_that_no_prefix_has_are_found(talk) -> None:
     with pytest.raises(InvariantError, match="1 slots are held"):
         talk.tier.pinned.check()
     talk.tier.pinned.held.clear()
+
+
+def test_what_was_pinned_is_pinned_again_as_far_as_it_is_there_and_fits(talk) -> None:
+    talk.store("a", "b")
+    talk.store("x")
+    talk.tier.pinned.restore([key("b"), key("gone"), key("b")])
+    assert talk.tier.pinned.keys == [key("b")]
+    assert sorted(talk.tier.pinned.held) == [0, 1]
+    talk.store("c", "d", "e", parent="x")
+    talk.tier.pinned.restore([key("e")])
+    assert talk.tier.pinned.keys == [key("b")]  # six of eight blocks would be more than half
+    talk.tier.check()
+
+
+def test_a_block_before_it_that_its_writer_lost_is_not_held(talk) -> None:
+    """Its key may be READY in another slot, and the lost one is free a little later."""
+    slots = talk.reserve("a", "b")
+    talk.tell(SlotsPublished(1, [slots[1]]))
+    talk.tell(EngineGone(1))
+    talk.store("a", engine=2)
+    assert talk.tier.pinned.pin(key("b").hex()) == [slots[1]]
+    talk.now_s = 9.0
+    talk.tell(TimeElapsed())
+    talk.tier.check()

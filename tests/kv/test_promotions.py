@@ -49,17 +49,17 @@ def test_what_is_missing_is_read_from_disk_and_answered_when_all_of_it_is_there(
     look = BlocksLookedUp(1, 1, "l", keys("a", "b", "c"), deadline_s=5.0)
     assert talk.tell(look) == [AskDisk(1, 1, [key("b"), key("c")])]
     assert talk.tell(DiskAsked(1, 1, [key("b"), key("c")])) == [
-        ShowSlot(1, SlotPhase.RESERVED, key("b"), L),
+        ShowSlot(1, SlotPhase.RESERVED, key("b"), L, key("a")),
         ReadFromDisk(1, key("b")),
-        ShowSlot(2, SlotPhase.RESERVED, key("c"), L),
+        ShowSlot(2, SlotPhase.RESERVED, key("c"), L, key("b")),
         ReadFromDisk(2, key("c")),
         answer([0, ABSENT, ABSENT], num_pending=2),
         WakeAt(5.0),
     ]
-    ready = ShowSlot(2, SlotPhase.READY, key("c"), L)
+    ready = ShowSlot(2, SlotPhase.READY, key("c"), L, key("b"))
     assert talk.tell(ReadFromDiskEnded(2, done=True)) == [ready]
     assert talk.tell(ReadFromDiskEnded(1, done=True)) == [
-        ShowSlot(1, SlotPhase.READY, key("b"), L),
+        ShowSlot(1, SlotPhase.READY, key("b"), L, key("a")),
         answer([0, 1, 2]),
     ]
     assert talk.tier.table.pins == [1, 1, 1, 0]
@@ -103,7 +103,7 @@ def test_at_the_deadline_a_look_up_gets_what_is_there_and_the_rest_comes_for_lat
     talk.tell(ReadFromDiskEnded(0, done=True))
     talk.now_s = 5.0
     assert talk.tell(TimeElapsed()) == [answer([0, ABSENT])]
-    ready = ShowSlot(1, SlotPhase.READY, key("b"), L)
+    ready = ShowSlot(1, SlotPhase.READY, key("b"), L, key("a"))
     assert talk.tell(ReadFromDiskEnded(1, done=True)) == [ready]
     assert talk.look_up("a", "b", engine=2) == [0, 1]
 

@@ -23,6 +23,12 @@ def keys(*names) -> bytes:
     return b"".join(key(name) for name in names)
 
 
+def take_over(tier, slots, generations=None, pinned=(), *, now_s=0.0):
+    """Let a tier adopt slots, one after another, and serve; return what it says is to be done."""
+    commands = [c for slot, found in slots.items() for c in tier.adopt({slot: found})]
+    return commands + tier.take_over(generations, pinned, now_s=now_s)
+
+
 class Talk:
     """Says things to a tier in short, as engines would."""
 

@@ -5,6 +5,7 @@ import pytest
 
 from nodeserve.config.node import TierSettings
 from nodeserve.errors import CapacityError
+from nodeserve.supervisor import tier_memory
 from nodeserve.supervisor.tier_memory import MAX_ARENAS, TierMemory
 from nodeserve.transfer.slot_directory import directory_bytes
 
@@ -36,6 +37,13 @@ def test_arenas_are_few_equal_and_no_more_than_the_tier(made, host_bytes, num_ar
     lost = host_bytes - num_arenas * memory.arena_bytes
     assert 0 <= lost < num_arenas * 2 * MIB
     assert memory.arena_bytes % (2 * MIB) == 0
+
+
+def test_arenas_are_spread_over_the_memory_of_all_numa_nodes(made, monkeypatch, caplog):
+    """Node 60 is on no machine: the kernel's refusal shows which arenas were meant for it."""
+    monkeypatch.setattr(tier_memory, "memory_nodes", lambda: [0, 60])
+    made(8 * GIB)
+    assert [r.args[0] for r in caplog.records if "arena_not_bound" in r.msg] == [60, 60]
 
 
 def test_the_directory_has_room_for_the_smallest_slots(made):

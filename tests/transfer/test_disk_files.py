@@ -87,6 +87,14 @@ def test_a_closed_directory_can_be_opened_again(tmp_path) -> None:
     OsFiles(str(tmp_path)).close()
 
 
+def test_a_directory_is_made_for_us_alone_and_that_is_said_once(tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    for _ in range(2):
+        OsFiles(str(tmp_path / "new")).close()
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    assert len([r for r in caplog.records if "disk_directory_made" in r.msg]) == 1
+
+
 def test_a_directory_whose_parent_is_missing_is_not_made(tmp_path) -> None:
     with pytest.raises(FileNotFoundError):
         OsFiles(str(tmp_path / "mount" / "kv"))

@@ -71,12 +71,13 @@ def test_an_entry_that_is_being_changed_is_not_read(memory, directory, reader):
 
 
 def test_a_successor_finds_what_its_predecessor_wrote(memory, directory):
-    directory.write(5, SlotState.READY, KEY, crc=7, tenant=2)
+    directory.write(5, SlotState.READY, KEY, tenant=2, parent=OTHER)
     assert not directory.adopted
     assert found_shape(memory.fd) == SHAPE
     successor = SlotDirectory(memory.fd, SHAPE)
     assert successor.adopted
     assert successor.entry(5) == directory.entry(5)
+    assert successor.entry(5).parent == OTHER[:8]
 
 
 def test_another_shape_starts_empty(memory, directory):
@@ -107,4 +108,6 @@ def test_a_successor_is_told_of_every_slot_that_is_not_plainly_free(memory, dire
     directory.write(2, SlotState.READY, OTHER, tenant=7)
     directory.write(2, SlotState.FREE, b"", tenant=0)
     os.pwrite(memory.fd, struct.pack("<Q", 5), HEADER_BYTES + 6 * 64)  # its writer died
-    assert directory.used() == {1: directory.entry(1), 6: directory.entry(6)}
+    assert directory.used(0, 99) == {1: directory.entry(1), 6: directory.entry(6)}
+    assert directory.used(2, 6) == {}
+    assert directory.used(6, 7) == {6: directory.entry(6)}

@@ -51,6 +51,14 @@ class Client(Protocol):
         """Ask for slots to store blocks in; None when there is nobody to ask."""
         ...
 
+    def count_read(self, num_bytes: int, seconds: float) -> None:
+        """Count what was copied out of slots."""
+        ...
+
+    def count_written(self, num_bytes: int, seconds: float) -> None:
+        """Count what was copied into slots."""
+        ...
+
     def publish(self, slots: list[int]) -> None:
         """Say that reserved slots are written."""
         ...
@@ -259,6 +267,8 @@ class Tier(NoTier):
                 break
             num_good += 1
         self.counts.loaded_blocks += num_good
+        num_read = num_good * self._limits.block_bytes
+        self._client.count_read(num_read, self._copy_s(num_good))
         if num_good < len(load.keys):
             self.counts.load_failures += 1
             sequence.lose_loaded((load.first + num_good) * self._limits.block_size)
@@ -318,6 +328,8 @@ class Tier(NoTier):
         while self._storing and self._storing[0][0] <= now_s:
             slots = heapq.heappop(self._storing)[2]
             self.counts.stored_blocks += len(slots)
+            num_written = len(slots) * self._limits.block_bytes
+            self._client.count_written(num_written, self._copy_s(len(slots)))
             self._client.publish(slots)
 
     def _copy_s(self, num_blocks: int) -> float:

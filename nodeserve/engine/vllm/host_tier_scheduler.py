@@ -262,6 +262,9 @@ class TierScheduler:
     def take_output(self, output: "KVConnectorOutput", report: TierReport) -> None:
         """Take what the workers report: loads and stores that are over."""
         failed = output.failed_recving or set()
+        # Before what tells the block manager of it: the ends of loads and stores.
+        self.client.count_read(report.load_bytes, report.load_ms / 1e3)
+        self.client.count_written(report.store_bytes, report.store_ms / 1e3)
         for request_id in (output.finished_recving or set()) & self._loading.keys():
             self.client.release(self._loading.pop(request_id))
             self.counts.load_failures += request_id in failed

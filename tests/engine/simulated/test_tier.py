@@ -30,6 +30,7 @@ class Shelf:
         self.pins: dict[int, Lookup] = {}
         self.heard: list[tuple[str, str, int]] = []
         self.abandoned: list[int] = []
+        self.read, self.written = [0, 0.0], [0, 0.0]
         self._calls = itertools.count(1)
 
     @property
@@ -72,6 +73,12 @@ class Shelf:
     def release(self, lookup):
         lookup.released = True
         self.pins.pop(lookup.call_id, None)
+
+    def count_read(self, num_bytes, seconds):
+        self.read = [self.read[0] + num_bytes, self.read[1] + seconds]
+
+    def count_written(self, num_bytes, seconds):
+        self.written = [self.written[0] + num_bytes, self.written[1] + seconds]
 
     def publish(self, slots):
         for slot in slots:
@@ -137,6 +144,8 @@ def test_full_blocks_are_stored_and_found_by_another_engine(bench, shelf):
     assert stats["num_external_cached_tokens"] == 16
     assert stats["num_computed_tokens"] == 1
     assert other.tier.counts.loaded_blocks == 4
+    took_s = bench.limits.host_link.transfer_s(4 * bench.limits.block_bytes)
+    assert shelf.read == shelf.written == [4 * bench.limits.block_bytes, pytest.approx(took_s)]
     assert other.idle()
     assert not shelf.pins
 

@@ -65,6 +65,14 @@ class FakeClient:
             self.said.append(("release", lookup.call_id))
         lookup.released = True
 
+    def count_read(self, num_bytes, seconds):
+        if num_bytes:
+            self.said.append(("read", num_bytes, seconds))
+
+    def count_written(self, num_bytes, seconds):
+        if num_bytes:
+            self.said.append(("written", num_bytes, seconds))
+
     def publish(self, slots):
         self.said.append(("publish", slots))
 
@@ -145,8 +153,8 @@ def test_a_hit_is_loaded_behind_the_local_prefix_and_its_pins_given_back_when_it
     assert load.keys == [key(1), key(2)]
     assert engine.step().loads == []
     assert engine.client.said == []
-    engine.report(TierReport(load_bytes=9), finished=["r"])
-    assert engine.client.said == [("release", 1)]
+    engine.report(TierReport(load_bytes=9, load_ms=2.0), finished=["r"])
+    assert engine.client.said == [("read", 9, 0.002), ("release", 1)]
     assert engine.half.stats()["loaded_tokens"] == 8
     engine.half.finish(request)
 
@@ -184,8 +192,8 @@ def test_what_is_computed_is_stored_by_a_later_step_and_published(engine):
     engine.grant(0, [3, 4])
     (store,) = engine.step().stores
     assert (store.slots, store.keys, store.blocks) == ([3, 4], [key(0), key(1)], [10, 11])
-    engine.report(TierReport(ended={store.job_id: 1}, store_bytes=2))
-    assert engine.client.said[-1] == ("publish", [3, 4])
+    engine.report(TierReport(ended={store.job_id: 1}, store_bytes=2, store_ms=1.0))
+    assert engine.client.said[-2:] == [("written", 2, 0.001), ("publish", [3, 4])]
 
 
 def test_a_step_shows_the_tier_before_the_first_slot_of_it(engine):
