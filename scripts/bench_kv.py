@@ -74,7 +74,9 @@ def _pair(name: str, found: bench_kv_node.Pair) -> None:
 
 def _disk(folder: Path) -> None:
     print()
-    rows = bench_kv_disk.run(folder / "disk", total_bytes=512 * MIB, rounds=5)
+    made = folder / "disk"
+    made.mkdir()
+    rows = bench_kv_disk.run(made, total_bytes=512 * MIB, rounds=5)
     print(bench_kv_disk.table(rows))
 
 

@@ -27,6 +27,7 @@ from nodeserve.errors import InvariantError
 from nodeserve.kv import layout
 from nodeserve.kv.layout import LayerPlace, PoolGeometry
 from nodeserve.transfer.base import Copier, Fence, Handle, Importer
+from nodeserve.transfer.first_touch import touch_in_background
 from nodeserve.transfer.host_copier import HostCopier
 from nodeserve.transfer.shared_memory import TRANSPORT, SharedMemory, SharedMemoryImporter
 
@@ -141,6 +142,7 @@ class HostKvMemory(TorchFunctionMode):
     def _allocate(self, as_torch_does: Callable[[], torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
         """Return the pool, all zeros."""
         self._memory = SharedMemory("nodeserve-kv", self._pool_bytes)
+        touch_in_background("kv", [(self._memory.fd, self._pool_bytes)])
         return torch.from_file(
             self._memory.path, shared=True, size=self._pool_bytes, dtype=torch.int8
         )
