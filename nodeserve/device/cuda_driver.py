@@ -40,13 +40,15 @@ _HOST_REGISTER_PORTABLE: Final = 1
 _SOURCE_ORDER_STREAM: Final = 1
 _PREFER_OVERLAP_WITH_COMPUTE: Final = 1
 
+_OUT_OF_MEMORY: Final = 2
+
 _INVALID_VALUE: Final = 1
 _NOT_SUPPORTED: Final = 801
 """Of a batch: there is something in it that batches do not take; or no batch is taken at all."""
 
 _ADVICE: Final = {
     1: "the handle or address is stale or of another kind of memory",
-    2: "the GPU is full: give workers less kv_cache_memory_bytes",
+    _OUT_OF_MEMORY: "the GPU is full: give workers less kv_cache_memory_bytes",
     NO_DEVICE: "CUDA_VISIBLE_DEVICES names no GPU of this machine",
     INVALID_CONTEXT: "the memory is this process's own, or its device was never opened here",
     PEER_ACCESS_UNSUPPORTED: "these two GPUs cannot read each other: see `nvidia-smi topo -p2p r`",
@@ -224,6 +226,20 @@ class CudaContext:
         pointer = c_uint64()
         self.call("cuMemAlloc_v2", byref(pointer), c_size_t(num_bytes))
         return pointer.value
+
+    def allocate_up_to(self, num_bytes: int, least_bytes: int) -> tuple[int, int]:
+        """Return the address of new memory and how much it is: less where the GPU is nearly full.
+
+        Raises:
+            DeviceError: There are not even ``least_bytes``.
+        """
+        while True:
+            try:
+                return self.allocate(num_bytes), num_bytes
+            except DeviceError as error:
+                if error.code != _OUT_OF_MEMORY or num_bytes // 2 < least_bytes:
+                    raise
+            num_bytes //= 2
 
     def free(self, address: int) -> None:
         """Give back what ``allocate`` returned."""

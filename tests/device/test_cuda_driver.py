@@ -155,6 +155,16 @@ def test_the_default_stream_is_one_that_others_can_wait_for(context, library):
     assert ctypes.string_at(at, 8) == bytes([2] * 4 + [1] * 4)
 
 
+def test_a_gpu_that_is_nearly_full_gives_less_and_no_less_than_the_least(context, library):
+    controls = FakeControls(library)
+    controls.fail("cuMemAlloc", 2, times=2)
+    address, num_bytes = context.allocate_up_to(64, 16)
+    assert (num_bytes, context.allocation(address)) == (16, (address, 16))
+    controls.fail("cuMemAlloc", 2, times=3)
+    with pytest.raises(DeviceError, match="the GPU is full"):
+        context.allocate_up_to(64, 16)
+
+
 def test_events_order_streams_and_tell_the_time_between_them(context, library):
     controls = FakeControls(library)
     first, second = context.stream(), context.stream()

@@ -60,8 +60,8 @@ def _slowest(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 def _probe_tier_rank(_: Any, welcome: KvWelcome) -> dict[str, Any]:
     connector = get_kv_transfer_group()
     try:
-        with connector.worker.memory.scratch(probe.SCRATCH_BYTES) as address:
-            return connector.tier_worker.measure(welcome, address, probe.SCRATCH_BYTES)
+        with connector.worker.memory.scratch(probe.SCRATCH_BYTES) as scratch:
+            return connector.tier_worker.measure(welcome, *scratch)
     except PeerError as error:
         return {"error": str(error)}
 
