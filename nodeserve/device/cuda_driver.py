@@ -40,12 +40,15 @@ _HOST_REGISTER_PORTABLE: Final = 1
 _SOURCE_ORDER_STREAM: Final = 1
 _PREFER_OVERLAP_WITH_COMPUTE: Final = 1
 
-_BATCH_REFUSED: Final = (1, 801)
-"""Of a batch: something in it, or all of it, is not supported."""
+_OUT_OF_MEMORY: Final = 2
+
+_INVALID_VALUE: Final = 1
+_NOT_SUPPORTED: Final = 801
+"""Of a batch: there is something in it that batches do not take; or no batch is taken at all."""
 
 _ADVICE: Final = {
     1: "the handle or address is stale or of another kind of memory",
-    2: "the GPU is full: give workers less kv_cache_memory_bytes",
+    _OUT_OF_MEMORY: "the GPU is full: give workers less kv_cache_memory_bytes",
     NO_DEVICE: "CUDA_VISIBLE_DEVICES names no GPU of this machine",
     INVALID_CONTEXT: "the memory is this process's own, or its device was never opened here",
     PEER_ACCESS_UNSUPPORTED: "these two GPUs cannot read each other: see `nvidia-smi topo -p2p r`",
@@ -153,14 +156,20 @@ class CudaDriver:
         self.call("cuDeviceGetUuid_v2", uuid, device)
         self.call("cuDeviceGetName", name, c_int(128), device)
         self.call("cuDeviceGetPCIBusId", pci, c_int(32), device)
-        return CudaDevice(ordinal, _uuid_text(uuid.raw), name.value.decode(), pci.value.decode())
+        named = name.value.decode()
+        return CudaDevice(ordinal, _uuid_text(uuid.raw, named), named, pci.value.decode())
 
 
-def _uuid_text(raw: bytes) -> str:
-    """Write a UUID as NVML, nvidia-smi and CUDA_VISIBLE_DEVICES do."""
+def _uuid_text(raw: bytes, name: str) -> str:
+    """Write a UUID as NVML, nvidia-smi and CUDA_VISIBLE_DEVICES do.
+
+    The driver gives the UUID of an instance of a divided GPU, and says so only in the name.
+    Source: cuDeviceGetUuid_v2; NVIDIA's MIG user guide, "CUDA device enumeration".
+    """
+    kind = "MIG-" if " MIG " in name else "GPU-"
     digits = raw.hex()
     cuts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
-    return "GPU-" + "-".join(cuts)
+    return kind + "-".join(cuts)
 
 
 class CudaContext:
@@ -174,6 +183,7 @@ class CudaContext:
         self.driver = driver
         self.device = driver.devices()[ordinal]
         self._takes_batches = driver.has("cuMemcpyBatchAsync")
+        self._told: set[int] = set()
         self._context = c_void_p()
         driver.call("cuDevicePrimaryCtxRetain", byref(self._context), c_int(ordinal))
 
@@ -216,6 +226,20 @@ class CudaContext:
         pointer = c_uint64()
         self.call("cuMemAlloc_v2", byref(pointer), c_size_t(num_bytes))
         return pointer.value
+
+    def allocate_up_to(self, num_bytes: int, least_bytes: int) -> tuple[int, int]:
+        """Return the address of new memory and how much it is: less where the GPU is nearly full.
+
+        Raises:
+            DeviceError: There are not even ``least_bytes``.
+        """
+        while True:
+            try:
+                return self.allocate(num_bytes), num_bytes
+            except DeviceError as error:
+                if error.code != _OUT_OF_MEMORY or num_bytes // 2 < least_bytes:
+                    raise
+            num_bytes //= 2
 
     def free(self, address: int) -> None:
         """Give back what ``allocate`` returned."""
@@ -337,9 +361,12 @@ class CudaContext:
             else:
                 self.call(first, *arguments, byref(c_size_t()), c_void_p(stream))
         except DeviceError as error:
-            if error.code not in _BATCH_REFUSED:
+            if error.code not in (_INVALID_VALUE, _NOT_SUPPORTED):
                 raise
             # Whatever a driver does not take in a batch it takes one by one, or says what is wrong.
-            self._takes_batches = False
-            _logger.warning("cuda_batches_refused cause=%s", error)
+            # One batch with memory that is not pinned must not slow the others down.
+            self._takes_batches = error.code != _NOT_SUPPORTED
+            if error.code not in self._told:
+                self._told.add(error.code)
+                _logger.warning("cuda_batch_refused num_copies=%d cause=%s", count, error)
             self.copy_each(runs, stream)

@@ -7,6 +7,7 @@ while any mapping or descriptor of it does.
 
 import ctypes
 import os
+from contextlib import ExitStack
 from ctypes import byref, c_int, c_size_t, c_uint64, c_ulonglong, c_void_p
 from typing import Final
 
@@ -48,19 +49,22 @@ class VmmMapping:
         """Map the piece; ``handle`` is used up, for the mapping itself keeps the memory."""
         self._context = context
         self.num_bytes = num_bytes
-        address = c_uint64()
-        size = c_size_t(num_bytes)
-        zero = c_ulonglong(0)
-        try:
-            reserve = (byref(address), size, c_size_t(0), c_uint64(0), zero)
+        pointer, size, zero = c_uint64(), c_size_t(num_bytes), c_ulonglong(0)
+        # What fails half-way gives back what it had: a peer is tried again and again.
+        with ExitStack() as undo:
+            undo.callback(context.call, "cuMemRelease", handle)
+            reserve = (byref(pointer), size, c_size_t(0), c_uint64(0), zero)
             context.call("cuMemAddressReserve", *reserve)
-            self.address = address.value
-            context.call("cuMemMap", c_uint64(self.address), size, c_size_t(0), handle, zero)
-        finally:
-            context.call("cuMemRelease", handle)
-        location = _Location(_DEVICE, context.device.ordinal)
-        wanted = _Access(location, access)
-        context.call("cuMemSetAccess", c_uint64(self.address), size, byref(wanted), c_size_t(1))
+            address = c_uint64(pointer.value)
+            undo.callback(context.call, "cuMemAddressFree", address, size)
+            context.call("cuMemMap", address, size, c_size_t(0), handle, zero)
+            undo.callback(context.call, "cuMemUnmap", address, size)
+            location = _Location(_DEVICE, context.device.ordinal)
+            wanted = _Access(location, access)
+            context.call("cuMemSetAccess", address, size, byref(wanted), c_size_t(1))
+            undo.pop_all()
+        context.call("cuMemRelease", handle)
+        self.address = address.value
 
     def close(self) -> None:
         """Unmap; the address is invalid from here on."""
@@ -96,7 +100,11 @@ class VmmMemory:
             context.call("cuMemRelease", handle)
             raise
         self.fd = fd.value
-        self._mapping = VmmMapping(context, handle, rounded, _READ_WRITE)
+        try:
+            self._mapping = VmmMapping(context, handle, rounded, _READ_WRITE)
+        except DeviceError:
+            os.close(self.fd)
+            raise
         self.address = self._mapping.address
         self.num_bytes = rounded
 

@@ -1,9 +1,9 @@
-"""How fast KV comes from each prefill worker to each decode worker: asked once, one at a time.
+"""How fast KV comes to workers, from others and the host tier: asked once, one at a time.
 
 A destination measures between two of its steps, so it is asked only while it and the source have
 nothing to do; requests that arrive meanwhile wait for that one measurement. A path that cannot
 be read, or is slower than the operator allows, is not used: its prefill worker serves whole
-requests from then on. A slow path is never silent.
+requests from then on. A slow path is never silent. What comes from the host tier is only told.
 """
 
 import logging
@@ -16,17 +16,32 @@ from nodeserve.dispatcher.utilities import Then
 from nodeserve.dispatcher.worker_link import Worker, WorkerTable
 from nodeserve.ids import Generation
 from nodeserve.router.messages import Event, RoleChanged
-from nodeserve.wire.kinds import PROBE, Role
+from nodeserve.wire.kinds import PROBE, TIER_PROBE, Role
 from nodeserve.wire.status import KvPath
 
 _LOG: Final = logging.getLogger(__name__)
 
 POOLS_METHOD: Final = "nodeserve_pools"
 PROBE_METHOD: Final = "nodeserve_probe"
+PROBE_TIER_METHOD: Final = "nodeserve_probe_tier"
 
-USUAL_GBPS: Final[Mapping[str, float]] = {"cuda_ipc": 20.0, "cuda_vmm": 20.0, "shared_memory": 0.2}
+HOST: Final = "host"
+"""The host tier, as a source."""
+
+USUAL_GBPS: Final[Mapping[str, float]] = {
+    "cuda_ipc": 20.0,
+    "cuda_vmm": 20.0,
+    "shared_memory": 0.2,
+    "pinned_host": 8.0,
+    "pageable_host": 8.0,
+    "host": 0.2,
+}
 """What a path of each transport is worth at least: slower ones are warned of. Peers over NVLink
-do 300 and more, over PCIe 4 and 5 20 to 50; host memory 1 to 10."""
+do 300 and more, over PCIe 4 and 5 20 to 50, as pinned host memory does; host memory among CPUs 1
+to 10."""
+
+_HOST: Final = Generation(0)
+"""In the place of a worker's generation, which begin at 1."""
 
 _Pair = tuple[Generation, Generation]
 
@@ -76,7 +91,7 @@ class KvPaths:
         return tuple(
             path
             for (source, destination), path in sorted(self._found.items())
-            if source in self._attached and destination in self._attached
+            if (source == _HOST or source in self._attached) and destination in self._attached
         )
 
     def look(self) -> None:
@@ -90,6 +105,11 @@ class KvPaths:
                     self._is_busy = True
                     self._begin(source, destination)
                     return
+        for worker in self._attached.values():
+            if (_HOST, worker.generation) not in self._found and _has_tier(worker):
+                self._is_busy = True
+                self._probe_tier(worker)
+                return
 
     def forget(self, generation: Generation) -> None:
         """Forget the paths of a worker that is gone or has another role by now."""
@@ -111,7 +131,8 @@ class KvPaths:
 
         def take_pools(failure: str | None, pools: Any) -> None:
             if failure is not None:
-                self._end(source, destination, _failed(source, destination, "unknown", failure))
+                path = _failed(source.name, destination.name, "unknown", failure)
+                self._end(source, destination, path)
             elif self._still_there(source, destination):
                 self._pools[source.generation] = pools
                 self._probe(source, destination)
@@ -121,12 +142,23 @@ class KvPaths:
     def _probe(self, source: Worker, destination: Worker) -> None:
         def take_figures(failure: str | None, result: Any) -> None:
             if self._still_there(source, destination):
-                path = self._judged(source, destination, failure, result)
+                path = self._judged(source.name, destination.name, failure, result)
                 self._end(source, destination, path)
 
         self._desk.ask_worker(
             destination, PROBE_METHOD, [self._pools[source.generation]], take_figures
         )
+
+    def _probe_tier(self, worker: Worker) -> None:
+        def take_figures(failure: str | None, result: Any) -> None:
+            if self._still_there(worker):
+                path = self._judged(HOST, worker.name, failure, result)
+                self._is_busy = False
+                self._found[_HOST, worker.generation] = path
+                _tell(path)
+                self.look()
+
+        self._desk.ask_worker(worker, PROBE_TIER_METHOD, [], take_figures)
 
     def _still_there(self, *workers: Worker) -> bool:
         if all(worker.generation in self._attached for worker in workers):
@@ -145,27 +177,27 @@ class KvPaths:
                 self._desk.tell(RoleChanged(source.generation, source.role))
         self.look()
 
-    def _judged(
-        self, source: Worker, destination: Worker, failure: str | None, result: Any
-    ) -> KvPath:
+    def _judged(self, source: str, destination: str, failure: str | None, result: Any) -> KvPath:
+        is_host = source == HOST
         if failure is not None:  # perhaps it was only late: no answer is no refusal
             return _failed(source, destination, "unknown", failure)
         if isinstance(result, dict) and "error" in result:
-            return _failed(source, destination, "refused", str(result["error"]))
+            verdict = "unknown" if is_host else "refused"
+            return _failed(source, destination, verdict, str(result["error"]))
         try:
             figures = msgspec.convert(result, _Figures)
         except msgspec.ValidationError as error:
             text = f"the answer makes no sense: {error}"
             return _failed(source, destination, "unknown", text)
         usual = USUAL_GBPS.get(figures.transport, 0.0)
-        refuses = self.min_gbps is not None and figures.gbps_64mb < self.min_gbps
-        floor = usual if self.min_gbps is None else self.min_gbps
+        least = None if is_host else self.min_gbps
+        refuses = least is not None and figures.gbps_64mb < least
         verdict = "refused" if refuses else "slow" if figures.gbps_64mb < usual else "good"
         return KvPath(
-            source=source.name,
-            destination=destination.name,
+            source=source,
+            destination=destination,
             verdict=verdict,
-            floor_gbps=floor,
+            floor_gbps=usual if least is None else least,
             **msgspec.structs.asdict(figures),
         )
 
@@ -176,8 +208,13 @@ def _is_idle(worker: Worker) -> bool:
     return not busy
 
 
-def _failed(source: Worker, destination: Worker, verdict: str, error: str) -> KvPath:
-    return KvPath(source=source.name, destination=destination.name, verdict=verdict, error=error)
+def _has_tier(worker: Worker) -> bool:
+    """Whether it loads from the host tier, and has nothing to do."""
+    return TIER_PROBE in worker.attached.ready.features and _is_idle(worker)
+
+
+def _failed(source: str, destination: str, verdict: str, error: str) -> KvPath:
+    return KvPath(source=source, destination=destination, verdict=verdict, error=error)
 
 
 def _tell(path: KvPath) -> None:

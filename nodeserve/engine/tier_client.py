@@ -241,6 +241,18 @@ class TierClient:
             self._socket.poll(SOON_MS)
             self.poll()
 
+    def joined(self, within_s: float) -> KvWelcome | None:
+        """Wait until the block manager has answered, but no longer; returns its tier, if any."""
+        until_s = self._clock.now_s() + within_s
+        self.poll()
+        while self._welcome is None and self._refused is None:
+            left_s = until_s - self._clock.now_s()
+            if left_s <= 0:
+                break
+            self._socket.poll(max(SOON_MS, int(left_s * 1e3)))
+            self.poll()
+        return self._welcome
+
     def close(self) -> None:
         """Hang up. The block manager learns from the supervisor what that gives back."""
         self._socket.close(linger=0)

@@ -60,11 +60,32 @@ class Fence(Protocol):
     """A point in what this process has asked its device to do."""
 
 
+class Pinner(Protocol):
+    """Makes host memory fast to copy from and to. Any thread may call."""
+
+    def register(self, address: int, num_bytes: int) -> None:
+        """Pin memory, which may take 0.1 s a GB, and more where its pages were never written.
+
+        Raises:
+            PeerError: The device refuses; copies from and to it still work.
+        """
+        ...
+
+    def unregister(self, address: int) -> None:
+        """Undo ``register``, before the memory is unmapped; no copy may use it."""
+        ...
+
+
 class Copier(Protocol):
     """Moves bytes between a worker's pool and host memory, or a peer's pool mapped here.
 
     ``fence`` is called on the thread that drives the device; ``copy`` on any one other thread.
     """
+
+    @property
+    def pinner(self) -> Pinner | None:
+        """What pins host memory for these copies; None where all of it is equally fast."""
+        ...
 
     def fence(self) -> Fence | None:
         """Return a point behind all work asked for so far; None where work is done when asked."""
@@ -78,14 +99,6 @@ class Copier(Protocol):
         """
         ...
 
-    def register(self, address: int, num_bytes: int) -> None:
-        """Make host memory fast to copy from and to, which may take 0.1 s a GB; optional.
-
-        Raises:
-            PeerError: The device refuses; copies from and to it still work.
-        """
-        ...
-
     def close(self) -> None:
-        """Let go of what was registered. No copy may run or begin."""
+        """Let go of the device, and unpin. No copy may run or begin."""
         ...

@@ -1,10 +1,11 @@
 """Copies bytes between GPUs, and between a GPU and host memory, on a stream of their own."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from nodeserve.errors import DeviceError
-from nodeserve.transfer.base import AddressRun, Fence
+from nodeserve.transfer.base import AddressRun, Fence, Pinner
 
 
 class CopyDevice(Protocol):
@@ -60,11 +61,20 @@ Submit = Callable[[Sequence[AddressRun], int], None]
 
 
 class CudaFence:
-    """An event behind the work that had been asked for; used up by one copy."""
+    """An event behind the work that had been asked for, for one copy; destroyed when dropped.
 
-    def __init__(self, event: int) -> None:
-        """Stand for ``event``, which has been recorded."""
+    A copy that is never made, because what it should have copied is gone, leaves no event behind.
+    """
+
+    def __init__(self, device: CopyDevice, event: int) -> None:
+        """Own ``event`` of ``device``."""
+        self._device = device
         self.event = event
+
+    def __del__(self) -> None:
+        """Destroy the event: streams that were told to wait for it still do."""
+        with contextlib.suppress(DeviceError):
+            self._device.destroy_event(self.event)
 
 
 class CudaCopier:
@@ -96,19 +106,18 @@ class CudaCopier:
         self._on_device = on_device or device.copy_each
         self._stream = device.stream()
         self._done = device.event()
-        self._registered: list[int] = []
+        self._registered: set[int] = set()
 
     def fence(self) -> CudaFence:
         """Return a point behind all that the calling thread's stream was asked for."""
-        event = self._device.event()
-        self._device.record(event, self._compute_stream())
-        return CudaFence(event)
+        fence = CudaFence(self._device, self._device.event())
+        self._device.record(fence.event, self._compute_stream())
+        return fence
 
     def follow(self, fence: Fence | None) -> None:
-        """Let copies from now on begin behind ``fence``, which is used up; does not wait itself."""
+        """Let copies from now on begin behind ``fence``; does not wait itself."""
         if isinstance(fence, CudaFence):
             self._device.wait_event(self._stream, fence.event)
-            self._device.destroy_event(fence.event)
 
     def copy(self, runs: Sequence[AddressRun], after: Fence | None) -> None:
         """Copy by copy engines: from a peer's GPU, or between this one and host memory."""
@@ -118,20 +127,32 @@ class CudaCopier:
         """Copy from memory of this same GPU, whichever process owns it."""
         self._run(self._on_device, runs, after)
 
+    @property
+    def pinner(self) -> Pinner:
+        """This copier, for all of the process's copies."""
+        return self
+
     def register(self, address: int, num_bytes: int) -> None:
         """Pin host memory; what is not pinned is copied through the driver's own buffers."""
         self._device.register_host(address, num_bytes)
-        self._registered.append(address)
+        self._registered.add(address)
+
+    def unregister(self, address: int) -> None:
+        """Unpin what ``register`` pinned at ``address``; nothing where it did not, or not any more.
+
+        A device that refuses keeps it until the process ends.
+        """
+        with contextlib.suppress(KeyError, DeviceError):
+            self._registered.remove(address)
+            self._device.unregister_host(address)
 
     def close(self) -> None:
         """Unpin what was pinned and end the stream; a broken device is left as it is."""
-        try:
-            while self._registered:
-                self._device.unregister_host(self._registered.pop())
+        for address in list(self._registered):
+            self.unregister(address)
+        with contextlib.suppress(DeviceError):
             self._device.destroy_event(self._done)
             self._device.destroy_stream(self._stream)
-        except DeviceError:
-            return
 
     def _run(self, submit: Submit, runs: Sequence[AddressRun], after: Fence | None) -> None:
         self.follow(after)

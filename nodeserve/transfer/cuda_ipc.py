@@ -149,11 +149,12 @@ class IpcMappings:
                 return
             del self._mappings[key]
             mapping.owner.close()
-        try:
-            self._device.close_ipc(mapping.address)
-        except DeviceError as error:
-            # Of an ended owner, or on a broken device: there is nothing left to give back.
-            _logger.warning("cuda_ipc_close_failed pid=%d cause=%s", key.pid, error)
+            try:
+                # Under the lock, or who opens the same handle now would get what is being closed.
+                self._device.close_ipc(mapping.address)
+            except DeviceError as error:
+                # Of an ended owner, or on a broken device: there is nothing left to give back.
+                _logger.warning("cuda_ipc_close_failed pid=%d cause=%s", key.pid, error)
 
     def _map(self, key: _Key) -> _Mapping:
         owner = Owner(key.pid, key.started)

@@ -2,12 +2,15 @@
 
 import ctypes
 from collections.abc import Sequence
+from typing import Final
 
 from nodeserve.transfer.base import AddressRun, Fence
 
 
 class HostCopier:
     """A ``Copier`` for pools in host memory: what a step computes is there when it returns."""
+
+    pinner: Final = None
 
     def fence(self) -> Fence | None:
         """Return None: there is nothing to wait for."""
@@ -17,9 +20,6 @@ class HostCopier:
         """Copy ``runs``; other threads run meanwhile, since each copy lets go of the GIL."""
         for source, destination, length in runs:
             ctypes.memmove(destination, source, length)
-
-    def register(self, address: int, num_bytes: int) -> None:
-        """Do nothing: all of the process's memory is equally fast."""
 
     def close(self) -> None:
         """Do nothing: nothing was registered."""

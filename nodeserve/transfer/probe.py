@@ -1,11 +1,11 @@
-"""How fast a peer's pool can be read: measured, once, before anything depends on it."""
+"""How fast KV can be read from elsewhere: measured, once, before anything depends on it."""
 
 import statistics
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 from nodeserve.kv.layout import CopyRun
-from nodeserve.transfer.base import PeerPool
+from nodeserve.transfer.base import AddressRun, Copier
 
 SCRATCH_BYTES: Final = 64 << 20
 """What is copied at a time: 8,000 tokens of a small model."""
@@ -24,13 +24,39 @@ _BUDGET_S: Final = 0.05
 """A size is copied again while it has taken less than this: slow paths are slow once."""
 
 
+class Readable(Protocol):
+    """What is measured: a transfer.base.PeerPool, or OwnMemory."""
+
+    def copy(self, runs: Sequence[CopyRun]) -> None:
+        """Copy into scratch memory; all of it is there on return."""
+        ...
+
+
+class OwnMemory:
+    """Memory of this process, such as an arena of the host tier, read as a peer's pool is."""
+
+    def __init__(self, copier: Copier, address: int, into: int) -> None:
+        """Copy from ``address`` to the scratch memory at ``into``, by ``copier``."""
+        self._copier = copier
+        self._address = address
+        self._into = into
+
+    def copy(self, runs: Sequence[CopyRun]) -> None:
+        """Copy."""
+        here, there = self._address, self._into
+        addressed = [
+            AddressRun(here + run.source, there + run.destination, run.length) for run in runs
+        ]
+        self._copier.copy(addressed, None)
+
+
 def measure(
-    pool: PeerPool, pool_bytes: int, scratch_bytes: int, now_s: Callable[[], float]
+    pool: Readable, pool_bytes: int, scratch_bytes: int, now_s: Callable[[], float]
 ) -> dict[str, float]:
     """Return ``latency_us`` of one small copy and GB/s of many bytes in pieces of several sizes.
 
     Args:
-        pool: A peer's, opened for copies into scratch memory.
+        pool: What is read, with copies into scratch memory.
         pool_bytes: How large it is.
         scratch_bytes: How large the scratch memory is; at least 64 KiB.
         now_s: The clock.
@@ -55,7 +81,7 @@ def slowest(ranks: list[dict[str, float]]) -> dict[str, float]:
     return worst
 
 
-def _gbps(pool: PeerPool, total: int, size: int, now_s: Callable[[], float]) -> float:
+def _gbps(pool: Readable, total: int, size: int, now_s: Callable[[], float]) -> float:
     count = total // size
     # Backwards, so that no two pieces make one.
     runs = [CopyRun(i * size, (count - 1 - i) * size, size) for i in range(count)]
@@ -68,7 +94,7 @@ def _gbps(pool: PeerPool, total: int, size: int, now_s: Callable[[], float]) -> 
     return count * size / max(best_s, 1e-9) / 1e9
 
 
-def _timed(pool: PeerPool, runs: list[CopyRun], now_s: Callable[[], float]) -> float:
+def _timed(pool: Readable, runs: list[CopyRun], now_s: Callable[[], float]) -> float:
     begun_s = now_s()
     pool.copy(runs)
     return now_s() - begun_s

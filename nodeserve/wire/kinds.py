@@ -10,6 +10,10 @@ PROBE: Final = "probe"
 """The feature of an engine with HANDOFF that says where its KV lies (``nodeserve_pools``) and
 measures how fast it reads a peer's (``nodeserve_probe``)."""
 
+TIER_PROBE: Final = "tier_probe"
+"""The feature of an engine that measures how fast blocks come to it from the host tier
+(``nodeserve_probe_tier``)."""
+
 RESUME: Final = "resume"
 """The feature of an engine that continues a request after tokens that another engine made."""
 

@@ -59,7 +59,9 @@ class HandoffStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KvPath(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast KV comes from one worker to another, as measured when both were there and idle.
+    """How fast KV comes to a worker, as measured when all were there and idle.
+
+    ``source`` is another worker, or ``host`` for the host tier.
 
     Figures are None and ``error`` says why where it could not be measured. Bandwidths are in
     GB/s (10^9), of 64 MB in pieces of 64 KB, of 256 KB and in one. ``floor_gbps`` is what was

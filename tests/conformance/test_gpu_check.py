@@ -1,12 +1,15 @@
 """The check of a GPU is itself checked without one, and nothing is tried on a GPU alone."""
 
 import ast
+import builtins
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.nvml_fields import FakeNvmlFields, missing_fields
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +49,49 @@ def test_every_row_has_a_name_and_a_twin_that_is_there(row, twins):
     assert not name or f"def {name}(" in text
 
 
+SCRIPTS = [
+    pytest.param(node.value.value, id=f"{path.stem}::{ast.unparse(node.targets[0])}")
+    for path in sorted((ROOT / "tests/gpu").glob("test_*.py"))
+    for node in ast.parse(path.read_text()).body
+    if isinstance(node, ast.Assign)
+    and isinstance(node.value, ast.Constant)
+    and "\n" in str(node.value.value)
+]
+
+
+@pytest.mark.parametrize("text", SCRIPTS)
+def test_a_program_that_only_a_gpu_runs_names_nothing_that_is_not_there(text):
+    """Where the program is a string, no other check reads it."""
+    tree = ast.parse(text)
+    known = set(dir(builtins))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            known |= {(name.asname or name.name).partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            known.add(node.id)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            known.add(node.name)
+    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    assert read <= known
+
+
+def test_every_row_is_left_out_where_there_is_no_gpu():
+    for path in (ROOT / "tests/gpu").glob("test_*.py"):
+        assert "pytestmark = pytest.mark.gpu" in map(
+            ast.unparse, ast.parse(path.read_text()).body
+        ), path
+
+
+def test_fields_that_nvml_lacks_are_named():
+    nvml = FakeNvmlFields(
+        unsupported="nvmlDeviceGetTotalEnergyConsumption", absent="nvmlDeviceGetRemappedRows"
+    )
+    assert missing_fields(nvml, "GPU-0") == [
+        "energy, mJ: Not Supported",
+        "remapped rows: nvmlDeviceGetRemappedRows",
+    ]
+
+
 @pytest.fixture
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
@@ -68,7 +114,7 @@ def test_the_check_writes_a_report_of_what_it_saw(tmp_path):
     written = report.read_text()
     assert "| driver, devices, attributes | passed | CUDA of the driver: 13.0;" in written
     assert "the fake driver" in written
-    assert "| NVML's fields are there | skipped | NVML has no fake here" in written
+    assert "| NVML's fields are there | passed | driver: fake; missing: none |" in written
 
 
 def test_a_piece_that_does_not_end_is_stopped_and_said(script):

@@ -99,19 +99,70 @@ def test_batches_are_copied_whatever_the_drivers_age(tmp_path, options):
     context.destroy_stream(stream)
 
 
-@pytest.mark.parametrize("code", [1, 801])
-def test_a_driver_that_refuses_batches_is_asked_one_by_one_and_that_is_said_once(
-    context, library, caplog, code
-):
-    source = (ctypes.c_char * 64).from_buffer_copy(bytes(range(64)))
-    to, stream, done = context.allocate(64), context.stream(), context.event()
-    FakeControls(library).fail("cuMemcpyBatchAsync", code, times=-1)
-    for _ in range(2):
-        context.copy_batch([(ctypes.addressof(source), to, 64)], stream)
-    context.record(done, stream)
+@pytest.fixture
+def refused(context, library, caplog):
+    """Copies twice while the driver refuses the first batch; returns whether a third is a batch."""
+
+    def refuse(code):
+        source = (ctypes.c_char * 64).from_buffer_copy(bytes(range(64)))
+        to, stream, done = context.allocate(64), context.stream(), context.event()
+        controls = FakeControls(library)
+        controls.fail("cuMemcpyBatchAsync", code, times=2)
+        for _ in range(2):
+            context.copy_batch([(ctypes.addressof(source), to, 64)], stream)
+        context.record(done, stream)
+        context.synchronize(done)
+        assert ctypes.string_at(to, 64) == bytes(range(64))
+        assert caplog.text.count("cuda_batch_refused") == 1
+        controls.fail("cuMemcpyBatchAsync", 0, times=0)
+        controls.fail("cuMemcpyAsync", 999)
+        try:
+            context.copy_batch([(ctypes.addressof(source), to, 64)], stream)
+        except DeviceError:
+            return False
+        return True
+
+    return refuse
+
+
+def test_a_batch_that_is_refused_is_copied_one_by_one_and_the_next_is_a_batch_again(refused):
+    """One with memory that is not pinned, say: between GPUs all others stay fast."""
+    assert refused(1)
+
+
+def test_a_driver_that_has_no_batches_is_not_asked_again(refused):
+    assert not refused(801)
+
+
+def test_instances_of_a_divided_gpu_have_the_names_that_nvml_writes(library, monkeypatch):
+    monkeypatch.setenv("FAKE_CUDA_MIG", "1")
+    (first, _) = CudaDriver(str(library)).devices()
+    assert first.uuid == fake_uuid(0).replace("GPU-", "MIG-")
+
+
+def test_the_default_stream_is_one_that_others_can_wait_for(context, library):
+    """What torch computes on unless it is told otherwise has no handle: it is 0."""
+    controls = FakeControls(library)
+    side, at, event, done = context.stream(), context.allocate(8), context.event(), context.event()
+    controls.hold_stream(0)
+    context.fill(at, 1, 8, 0)
+    context.record(event, 0)
+    context.wait_event(side, event)
+    context.fill(at, 2, 4, side)
+    context.record(done, side)
+    controls.let_stream_go(0)
     context.synchronize(done)
-    assert ctypes.string_at(to, 64) == bytes(range(64))
-    assert caplog.text.count("cuda_batches_refused") == 1
+    assert ctypes.string_at(at, 8) == bytes([2] * 4 + [1] * 4)
+
+
+def test_a_gpu_that_is_nearly_full_gives_less_and_no_less_than_the_least(context, library):
+    controls = FakeControls(library)
+    controls.fail("cuMemAlloc", 2, times=2)
+    address, num_bytes = context.allocate_up_to(64, 16)
+    assert (num_bytes, context.allocation(address)) == (16, (address, 16))
+    controls.fail("cuMemAlloc", 2, times=3)
+    with pytest.raises(DeviceError, match="the GPU is full"):
+        context.allocate_up_to(64, 16)
 
 
 def test_events_order_streams_and_tell_the_time_between_them(context, library):

@@ -67,3 +67,18 @@ def test_a_descriptor_that_cannot_be_made_gives_the_memory_back(context, library
     with pytest.raises(DeviceError, match="does not have it"):
         VmmMemory(context, MIB)
     assert open_files() == before
+
+
+@pytest.mark.parametrize("function", ["cuMemAddressReserve", "cuMemMap", "cuMemSetAccess"])
+def test_a_mapping_that_fails_half_way_leaves_nothing_behind(context, library, function):
+    """A peer whose GPU is out of reach is refused by the last of these, each time it is tried."""
+    controls, memory = FakeControls(library), VmmMemory(context, MIB)
+    before = open_files(), controls.num_ranges
+    controls.fail(function, 101, times=2)
+    with pytest.raises(DeviceError, match=function):
+        map_fd(context, memory.fd, memory.num_bytes)
+    with pytest.raises(DeviceError, match=function):
+        VmmMemory(context, MIB)
+    assert (open_files(), controls.num_ranges) == before
+    map_fd(context, memory.fd, memory.num_bytes).close()
+    memory.close()

@@ -11,7 +11,7 @@ from nodeserve.dispatcher.worker_link import Worker
 from nodeserve.router.messages import LegKind, RoleChanged
 from nodeserve.wire import control
 from nodeserve.wire.engine_core import UTILITY
-from nodeserve.wire.kinds import HANDOFF, PROBE, Role
+from nodeserve.wire.kinds import HANDOFF, PROBE, TIER_PROBE, Role
 from tests.dispatcher.fakes import FIELDS, FakeEngine, encode, running_node
 
 POOLS = [{"handle": {"transport": "cuda_ipc"}}]
@@ -214,6 +214,67 @@ def test_a_worker_that_goes_takes_its_paths_along_and_its_successor_is_measured(
     desk.workers.attached[7] = worker(7, role)
     paths.look()
     assert desk.asked
+
+
+def tiered(generation: int, role: Role) -> Worker:
+    return worker(generation, role, HANDOFF, PROBE, TIER_PROBE)
+
+
+def test_what_comes_from_the_host_tier_is_measured_last_for_every_role():
+    workers = tiered(1, Role.PREFILL), tiered(2, Role.DECODE), tiered(3, Role.AGGREGATED)
+    desk, paths = paths_of(*workers)
+    desk.answer(POOLS)
+    desk.answer(FIGURES)
+    tier = FIGURES | {"transport": "pinned_host"}
+    asked = [desk.answer(tier) for _ in workers]
+    assert [name for name, *_ in asked] == ["prefill-1", "decode-2", "aggregated-3"]
+    assert {(method, *args) for _, method, args in asked} == {("nodeserve_probe_tier",)}
+    (*hosts, handoff) = paths.found()
+    assert [(path.source, path.destination) for path in hosts] == [
+        ("host", name) for name, *_ in asked
+    ]
+    assert {(path.verdict, path.floor_gbps) for path in hosts} == {("good", 8.0)}
+    assert handoff.source == "prefill-1"
+    paths.look()
+    assert desk.asked == []
+
+
+@pytest.mark.parametrize("busy", [running, queued, starting, streaming])
+def test_a_worker_with_work_does_not_measure_the_host_tier(busy):
+    one = tiered(3, Role.AGGREGATED)
+    busy(one)
+    desk, _ = paths_of(one)
+    assert desk.asked == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (FIGURES | {"transport": "pageable_host", "gbps_64mb": 5.0}, "slow"),
+        (FIGURES | {"transport": "host", "gbps_64mb": 5.0}, "good"),
+        ({"error": "the block manager has not answered within 1 s"}, "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_a_slow_host_tier_is_warned_of_and_used(caplog, answer, verdict):
+    one = tiered(3, Role.AGGREGATED)
+    desk, paths = paths_of(one, min_gbps=301.0)  # which is for handoffs
+    desk.answer(answer)
+    (path,) = paths.found()
+    assert (path.verdict, one.role, desk.told) == (verdict, Role.AGGREGATED, [])
+    warned = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert bool(warned) == (verdict != "good")
+
+
+def test_a_worker_that_goes_while_it_measures_the_host_tier_holds_nobody_up():
+    desk, paths = paths_of(tiered(3, Role.AGGREGATED))
+    desk.workers.attached.clear()
+    paths.forget(3)
+    desk.answer(None, failure="the worker is gone")
+    assert paths.found() == ()
+    desk.workers.attached[4] = tiered(4, Role.AGGREGATED)
+    paths.look()
+    assert desk.answer(FIGURES)[0] == "aggregated-4"
 
 
 def test_a_new_role_is_measured_anew():

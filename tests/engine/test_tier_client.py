@@ -331,3 +331,21 @@ def test_an_answer_that_is_about_to_come_is_waited_for_once(joined, manager):
     assert not lookup.answered  # from here on only polls take it
     joined.poll()
     assert lookup.answered
+
+
+def test_a_welcome_is_waited_for_no_longer_than_it_takes(client, manager):
+    assert manager.heard() == HELLO
+    manager.say(welcome())
+    assert client.joined(WAIT_MS / 1e3) == welcome()
+    assert client.joined(0.0) == welcome()
+
+
+def test_who_is_refused_does_not_wait_for_a_welcome(client, manager):
+    assert manager.heard() == HELLO
+    manager.say(KvRefused(reason="no room"))
+    assert client.joined(WAIT_MS / 1e3) is None
+    assert client.refusal == "no room"
+
+
+def test_a_welcome_that_does_not_come_is_not_waited_for_longer_than_was_said(client, clock):
+    assert client.joined(0.0) is None

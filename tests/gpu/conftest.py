@@ -102,6 +102,10 @@ class Engines:
         else:
             self.node.start(msgspec.structs.replace(spec, gpu_uuids=self._gpu.uuids[:1]))
 
+    def facts(self, generation: int) -> dict[str, Any]:
+        """What runs the model of an engine that is ready."""
+        return json.loads((self.node.folder / f"worker-{generation}.json").read_text())
+
 
 @pytest.fixture(scope="module")
 def engines(gpu):

@@ -1,12 +1,14 @@
 """The driver and NVML, before anything is copied."""
 
 import ctypes
+import importlib
 
 import pytest
 
 from nodeserve.device.cuda_driver import FD_HANDLES_SUPPORTED, VMM_SUPPORTED
 from nodeserve.device.cuda_vmm import VmmMemory
 from nodeserve.errors import DeviceError
+from tests.support.nvml_fields import FakeNvmlFields, missing_fields
 
 pytestmark = pytest.mark.gpu
 
@@ -55,40 +57,13 @@ def test_vmm_memory(gpu, record_property):
     memory.close()
 
 
-NVML_FIELDS = {
-    "power, mW": "nvmlDeviceGetPowerUsage",
-    "energy, mJ": "nvmlDeviceGetTotalEnergyConsumption",
-    "temperature": "nvmlDeviceGetTemperature",
-    "utilisation": "nvmlDeviceGetUtilizationRates",
-    "SM clock": "nvmlDeviceGetClockInfo",
-    "throttle reasons": "nvmlDeviceGetCurrentClocksEventReasons",
-    "memory": "nvmlDeviceGetMemoryInfo",
-    "ECC errors": "nvmlDeviceGetTotalEccErrors",
-    "processes": "nvmlDeviceGetComputeRunningProcesses",
-}
-ARGUMENTS = {
-    "nvmlDeviceGetTemperature": (0,),
-    "nvmlDeviceGetClockInfo": (1,),
-    "nvmlDeviceGetTotalEccErrors": (1, 0),
-}
-
-
-@pytest.mark.twin("tests/device/test_nvml_child.py")
+@pytest.mark.twin("tests/conformance/test_gpu_check.py::test_fields_that_nvml_lacks_are_named")
 def test_nvml_fields(gpu, record_property):
     """NVML's fields are there"""
-    if gpu.is_fake:
-        pytest.skip("NVML has no fake here; tests/device/test_nvml_child.py has one")
-    import pynvml  # noqa: PLC0415
-
-    pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuids[0])
-    missing = []
-    for name, function in NVML_FIELDS.items():
-        try:
-            getattr(pynvml, function)(handle, *ARGUMENTS.get(function, ()))
-        except (pynvml.NVMLError, AttributeError) as error:
-            missing.append(f"{name}: {error}")
-    record_property("driver", pynvml.nvmlSystemGetDriverVersion())
+    nvml = FakeNvmlFields() if gpu.is_fake else importlib.import_module("pynvml")
+    nvml.nvmlInit()
+    missing = missing_fields(nvml, gpu.uuids[0])
+    record_property("driver", nvml.nvmlSystemGetDriverVersion())
     record_property("missing", "; ".join(missing) or "none")
-    energy = [name for name in missing if name.startswith(("energy", "power", "memory"))]
-    assert not energy
+    needed = [name for name in missing if name.startswith(("power", "memory", "utilisation"))]
+    assert not needed

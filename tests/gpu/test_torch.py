@@ -116,7 +116,7 @@ def test_batches_as_vllm_asks_for_them(gpu, torch, record_property):
     assert host.sum().item() == host.numel()
 
 
-EXPANDABLE = """
+UNEXPORTABLE = """
 import torch
 from nodeserve.device.cuda_driver import CudaContext, CudaDriver
 from nodeserve.errors import PeerError
@@ -134,10 +134,11 @@ except PeerError as error:
 @pytest.mark.twin(
     "tests/conformance/transfer/test_cuda_ipc_pools.py::test_memory_without_a_handle_is_refused_with_the_reason"
 )
-def test_expandable_segments(torch, record_property):
-    """memory of expandable segments is refused with the reason"""
-    environ = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    command = [sys.executable, "-c", EXPANDABLE]
+@pytest.mark.parametrize("setting", ["expandable_segments:True", "backend:cudaMallocAsync"])
+def test_unexportable(torch, record_property, setting):
+    """memory of torch's allocators that have no handles is refused with the reason"""
+    environ = {**os.environ, "PYTORCH_CUDA_ALLOC_CONF": setting}
+    command = [sys.executable, "-c", UNEXPORTABLE]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=environ, timeout=90, check=False
     )

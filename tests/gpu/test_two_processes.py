@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from nodeserve.errors import PeerError
+from nodeserve.errors import DeviceError, PeerError
 from nodeserve.kv.layout import CopyRun
 from nodeserve.transfer import probe
 from nodeserve.transfer.base import AddressRun
-from nodeserve.transfer.cuda_ipc import CudaIpcImporter
+from nodeserve.transfer.cuda_ipc import CudaIpcImporter, export_pool
 from tests.conformance.transfer.rig import POOL_BYTES
 from tests.gpu.figures import SIZES, best_s, gbps
 from tests.support.pool_owner import ROOT, PoolOwner, pattern
@@ -138,7 +138,63 @@ def test_what_a_dead_exporters_memory_reads_as(gpu, record_property):
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    record_property("a read gives", done.stdout.strip() or f"exit {done.returncode}")
+    record_property("a read gives", done.stdout.strip() or done.stderr.strip()[-160:])
+    assert done.stdout or done.returncode < 0  # a signal would be an answer, too
+    if gpu.is_fake:
+        assert done.stdout.startswith("error 700")
+
+
+KILL_UNDER_COPIES = """
+import sys
+import threading
+from nodeserve.errors import PeerError
+from nodeserve.kv.layout import CopyRun
+from nodeserve.transfer.base import AddressRun
+from tests.conformance.transfer.rig import POOL_BYTES, Rig
+
+rig = Rig("cuda_ipc", sys.argv[1])
+owner = rig.owner()
+owner.fill(9)
+pool = rig.open(owner)
+begun, copies = threading.Event(), 0
+threading.Thread(target=lambda: begun.wait() and owner.kill()).start()
+try:
+    while True:
+        pool.copy([CopyRun(0, 0, POOL_BYTES)])
+        copies += 1
+        begun.set()
+except PeerError as error:
+    said = getattr(error, "code", 0) or str(error).partition(" a copy")[0].split()[-1]
+try:
+    run = AddressRun(rig.own.address, rig.own.address + 4096, 4096)
+    rig.own.copier.copy_on_device([run], None)
+    after = "goes on"
+except PeerError as error:
+    after = f"fails with {error.code}"
+print(f"refused after some copies ({said}); the device {after}")
+"""
+
+
+@pytest.mark.twin(
+    f"{IPC}::test_an_owner_that_ends_under_a_copy_may_break_the_device_and_the_copy_says_so"
+)
+def test_an_exporter_is_killed_under_copies(gpu, record_property):
+    """an exporter that is killed under copies: the copy says so, and what the device does then"""
+    command = [sys.executable, "-c", KILL_UNDER_COPIES, gpu.library]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    record_property("it was", done.stdout.strip() or done.stderr.strip()[-160:])
+    assert done.stdout.startswith("refused after some copies")
+
+
+@pytest.mark.twin(f"{IPC}::test_memory_without_a_handle_is_refused_with_the_reason")
+def test_memory_without_a_handle(vmm_rig, record_property):
+    """memory of cuMemCreate, as that of sleep mode, is refused with the reason"""
+    own = vmm_rig.own
+    with pytest.raises(DeviceError, match="expandable segments and of sleep mode") as caught:
+        export_pool(own.context, own.address, POOL_BYTES)
+    record_property("the driver says", caught.value.code)
 
 
 @pytest.mark.twin(

@@ -1,7 +1,7 @@
 """Builds the fake CUDA driver of tests/support/fake_cuda; see its sources for what it imitates.
 
 Environment variables that it reads: FAKE_CUDA_DEVICES (2), CUDA_VISIBLE_DEVICES, FAKE_CUDA_NO_P2P
-(``0-1`` or ``all``), FAKE_CUDA_NO_VMM, FAKE_CUDA_FAIL (``cuMemCreate=2``), and
+(``0-1`` or ``all``), FAKE_CUDA_NO_VMM, FAKE_CUDA_MIG, FAKE_CUDA_FAIL (``cuMemCreate=2``), and
 FAKE_CUDA_EXPORTER_DEATH: ``readable`` leaves opened memory of an ended process readable, else an
 access breaks the contexts of whoever makes it.
 """
@@ -55,6 +55,28 @@ class FakeControls:
 
     def let_go(self) -> None:
         self._library.fake_hold(0)
+
+    def hold_stream(self, stream: int) -> None:
+        """Let one stream stand still in front of its next copy, while all others run."""
+        self._library.fake_hold_stream(ctypes.c_void_p(stream), 1)
+
+    def let_stream_go(self, stream: int) -> None:
+        self._library.fake_hold_stream(ctypes.c_void_p(stream), 0)
+
+    @property
+    def num_events(self) -> int:
+        """How many events were created and not destroyed."""
+        return self._library.fake_num_events()
+
+    @property
+    def num_ranges(self) -> int:
+        """How many ranges of addresses are reserved, allocated, mapped or registered."""
+        return self._library.fake_num_ranges()
+
+    @property
+    def registered_bytes(self) -> int:
+        self._library.fake_registered_bytes.restype = ctypes.c_size_t
+        return self._library.fake_registered_bytes()
 
 
 def fake_uuid(device: int) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import json
 import os
 import pickle
 import signal
@@ -123,13 +124,27 @@ def run_engine_on_fake_gpu(library: str, spec_bytes: bytes, pipe: Connection) ->
     _run(VllmEngine(spec, lambda _: None, transfer), spec, pipe)
 
 
+def _facts(engine: VllmEngine) -> dict[str, Any]:
+    """Return what runs the model, for tests that rest on it."""
+    core = engine._core
+    (runner,) = core.model_executor.collective_rpc(_runner)[:1]
+    return {"runner": runner, "async": bool(core.vllm_config.scheduler_config.async_scheduling)}
+
+
+def _runner(worker: Any) -> str:
+    return type(worker.model_runner).__module__
+
+
 def _run(engine: VllmEngine, spec: WorkerSpec, pipe: Connection) -> None:
     log = os.open(Path(spec.runtime_dir) / f"{spec.name}.log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     try:
-        pipe.send_bytes(control.encode(engine.start()))
+        ready = engine.start()
+        facts = Path(spec.runtime_dir) / f"{spec.name}.json"
+        facts.write_text(json.dumps(_facts(engine)))
+        pipe.send_bytes(control.encode(ready))
     except NodeserveError as error:
         pipe.send_bytes(f"{type(error).__name__}: {error}".encode())
         sys.exit(error.exit_code)

@@ -211,6 +211,10 @@ class VllmNode:
         """Return once the request has produced a token."""
         self._receive_until(lambda: bool(self.answers[request_id].tokens))
 
+    def produced(self, request_id: str, num_tokens: int) -> None:
+        """Return once the request has produced that many tokens."""
+        self._receive_until(lambda: len(self.answers[request_id].tokens) >= num_tokens)
+
     def whole(self, generation: int, prompt: list[int], max_tokens: int) -> Answer:
         return self.finish(self.add(generation, prompt, max_tokens))
 

@@ -90,6 +90,8 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
         """Take what a step is to load, before the step's own work is asked for."""
         super().bind_connector_metadata(connector_metadata)
         self.worker.begin_step(connector_metadata.handoffs.loads)
+        if self.tier_worker is not None:
+            self.tier_worker.begin_step(connector_metadata.tier)
 
     def get_mem_pool_context(self) -> AbstractContextManager:
         """Return the context in which vLLM allocates its KV cache."""

@@ -104,14 +104,14 @@ class WorkerSide:
         """
         handle = pools[self._ranks.rank % len(pools)].handle
         transport = str(handle.get("transport"))
-        with self._lock, self.memory.scratch(probe.SCRATCH_BYTES) as address:
-            importer = self.memory.importers_into(address, probe.SCRATCH_BYTES).get(transport)
+        with self._lock, self.memory.scratch(probe.SCRATCH_BYTES) as (address, num_bytes):
+            importer = self.memory.importers_into(address, num_bytes).get(transport)
             if importer is None:
                 text = f"a peer shares KV by {transport}, which this worker cannot read"
                 raise PeerError(text)
             pool = importer.open(handle)
             try:
-                size = (int(handle["bytes"]), probe.SCRATCH_BYTES)
+                size = (int(handle["bytes"]), num_bytes)
                 figures = probe.measure(pool, *size, self._clock.now_s)
             finally:
                 pool.close()

@@ -183,6 +183,10 @@ class NodeEngineCore(EngineCoreProc):
         """Measure how fast a peer's KV can be read from here; called over the wire."""
         return kv_probe.probe_ranks(self.model_executor, pools)
 
+    def nodeserve_probe_tier(self) -> dict:
+        """Measure how fast blocks come from the host tier; called over the wire."""
+        return kv_probe.probe_tier(self.model_executor, self.tier)
+
     def _has_leases(self) -> bool:
         return (handoffs := self.handoffs) is not None and handoffs.num_leases > 0
 

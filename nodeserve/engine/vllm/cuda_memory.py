@@ -15,10 +15,12 @@ vllm/v1/worker/gpu/model_runner.py; CUDA runs V2, with asynchronous scheduling.
 2. ``register_kv_caches`` once: V2 from ActiveKVConnector, gpu/kv_connector.py:72, with a view per
    layer by name; not in its profiling run (gpu/model_runner.py:796).
 3. Each step ``bind_connector_metadata`` before the forward is asked for, behind the zeroing of
-   new blocks (gpu/model_runner.py:1259): the fence of the step's loads is recorded there.
+   new blocks (gpu/model_runner.py:1259): the fence of the step's loads is recorded there, of
+   handoffs and of what comes from the host tier.
 4. ``start_load_kv`` before the forward if a load is not parked, else after it was asked for; V2
    from ``post_forward``, when tokens have been sampled (gpu/model_runner.py:2276). With
-   asynchronous scheduling the device has not begun with any of it: hence the fence.
+   asynchronous scheduling the device has not begun with any of it: hence the fence. Stores to
+   the host tier have theirs here, behind the forward.
 5. ``wait_for_save``, ``get_transfer_results``, ``get_block_ids_with_load_errors``,
    ``get_kv_connector_stats``, ``get_kv_connector_kv_cache_events``,
    ``build_connector_worker_meta``, ``clear_connector_metadata``; the same in both.
@@ -30,7 +32,7 @@ has been seen on a GPU.
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from vllm.platforms import current_platform
@@ -46,6 +48,8 @@ from nodeserve.transfer.base import Fence, Handle, Importer
 from nodeserve.transfer.cuda_copier import CudaCopier, Submit
 from nodeserve.transfer.cuda_ipc import CudaIpcImporter
 from nodeserve.transfer.cuda_vmm import CudaVmmImporter
+
+LEAST_SCRATCH_BYTES: Final = 1 << 20
 
 
 def platform_memory(pool_bytes: int, settings: Mapping[str, Any]) -> HostKvMemory:
@@ -120,11 +124,11 @@ class CudaKvMemory(HostKvMemory):
         }
 
     @contextmanager
-    def scratch(self, num_bytes: int) -> Generator[int]:
-        """Give memory beside torch's."""
-        address = self._context.allocate(num_bytes)
+    def scratch(self, num_bytes: int) -> Generator[tuple[int, int]]:
+        """Give memory beside torch's, which may have left little: a full GPU is no slow path."""
+        address, num_bytes = self._context.allocate_up_to(num_bytes, LEAST_SCRATCH_BYTES)
         try:
-            yield address
+            yield address, num_bytes
         finally:
             self._context.free(address)
 

@@ -21,7 +21,7 @@ from nodeserve.engine.vllm.core import NodeEngineCore, wire_fields
 from nodeserve.engine.vllm.environment import Platform
 from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError
 from nodeserve.wire.control import WorkerReady
-from nodeserve.wire.kinds import HANDOFF, PROBE, RESUME
+from nodeserve.wire.kinds import HANDOFF, PROBE, RESUME, TIER_PROBE
 from nodeserve.wire.spawn import WorkerSpec
 
 _logger = logging.getLogger(__name__)
@@ -96,7 +96,11 @@ class VllmEngine:
             kv_events_endpoint=(
                 None if config.kv_events_config is None else config.kv_events_config.endpoint
             ),
-            features=_features(can_hand_over=transfer is not None, can_resume=core.can_resume),
+            features=(
+                *((HANDOFF, PROBE) * (transfer is not None)),
+                *((TIER_PROBE,) * (core.tier is not None)),
+                *((RESUME,) * core.can_resume),
+            ),
         )
 
     def run(self) -> None:
@@ -159,7 +163,3 @@ class VllmEngine:
 
 def _num_blocks(config: VllmConfig) -> int:
     return config.cache_config.num_gpu_blocks or 0
-
-
-def _features(*, can_hand_over: bool, can_resume: bool) -> tuple[str, ...]:
-    return (HANDOFF, PROBE) * can_hand_over + (RESUME,) * can_resume

@@ -38,7 +38,8 @@ class TierStep:
 class TierReport:
     """Workers to scheduler, each step: how many ranks have ended a store, and what it cost.
 
-    ``failed`` stores are ended too. Only rank 0 counts the time.
+    ``failed`` stores are ended too. Only rank 0 counts the time. ``unpinned_bytes`` are those of
+    loads and stores that a device could not copy directly: they take several times as long.
     """
 
     ended: dict[int, int] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class TierReport:
     load_ms: float = 0.0
     store_bytes: int = 0
     store_ms: float = 0.0
+    unpinned_bytes: int = 0
 
     def aggregate(self, other: "TierReport") -> "TierReport":
         """Return the report of both."""
@@ -60,4 +62,5 @@ class TierReport:
             load_ms=self.load_ms + other.load_ms,
             store_bytes=self.store_bytes + other.store_bytes,
             store_ms=self.store_ms + other.store_ms,
+            unpinned_bytes=self.unpinned_bytes + other.unpinned_bytes,
         )

@@ -84,6 +84,7 @@ class TierCounts:
     store_failures: int = 0
     store_bytes: int = 0
     store_ms: float = 0.0
+    unpinned_bytes: int = 0
     dropped_blocks: int = 0
 
 
@@ -273,6 +274,7 @@ class TierScheduler:
         counts.load_ms += report.load_ms
         counts.store_bytes += report.store_bytes
         counts.store_ms += report.store_ms
+        counts.unpinned_bytes += report.unpinned_bytes
         for job_id, num_ranks in report.ended.items():
             job = self._jobs[job_id]
             job.num_ended += num_ranks

@@ -5,7 +5,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from nodeserve.clock import Clock
 from nodeserve.engine.vllm.block_runs import BlockRuns
@@ -13,6 +13,7 @@ from nodeserve.engine.vllm.host_tier_orders import TierLoad, TierReport, TierSte
 from nodeserve.errors import PeerError
 from nodeserve.kv import page_copy
 from nodeserve.kv.layout import PoolGeometry
+from nodeserve.transfer import probe
 from nodeserve.transfer.base import Copier, Fence
 from nodeserve.transfer.slot_directory import SlotShape, SlotState
 from nodeserve.transfer.tier_memory import TierMemory
@@ -33,11 +34,20 @@ class _Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class _Pinning:
+    """What a load has found not to be pinned: whoever loads from there next finds it pinned."""
+
+    slots: Sequence[int]
+    memory: TierMemory
+
+
+@dataclass(frozen=True, slots=True)
 class _Outcome:
     order: TierLoad | TierStore
     num_bytes: int
     took_ms: float
     failed: bool
+    was_pinned: bool
 
 
 class TierWorker:
@@ -72,20 +82,34 @@ class TierWorker:
         self._memory: TierMemory | None = None
         self._done: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
         self._report = TierReport()
-        self._lanes = {TierLoad: _Lane("kv-tier-loads", make_copier(), self._copy)}
-        self._lanes[TierStore] = _Lane("kv-tier-stores", make_copier(), self._copy)
+        self._fences: list[Fence | None] = []
+        self._was_refused = False
+        self._make_copier = make_copier
+        # The lane of loads ends first: the other one's copier pins for both.
+        self._loads = _Lane("kv-tier-loads", make_copier(), self._work)
+        self._stores = _Lane("kv-tier-stores", make_copier(), self._work)
+
+    def begin_step(self, step: TierStep) -> None:
+        """Note what this step's loads must come after: all that earlier steps do on the device.
+
+        They overwrite blocks that earlier steps may still read. vLLM starts them behind the step's
+        own forward, which touches none of these blocks: they need not wait for it.
+        """
+        self._fences = [self._loads.copier.fence() for _ in step.loads]
 
     def start(self, step: TierStep) -> None:
-        """Begin this step's loads and stores, behind all that the device was asked to do so far.
+        """Begin this step's loads and stores.
 
-        What is loaded overwrites blocks that earlier steps may still read; what is stored was
-        computed by earlier steps.
+        Stores come behind all that the device was asked to do so far: what they copy was computed
+        by earlier steps.
         """
         if step.welcome is not None:
-            self._map(step.welcome)
-        for order in (*step.loads, *step.stores):
-            lane = self._lanes[type(order)]
-            lane.put(_Copy(order, self._memory, lane.copier.fence()))
+            self._memory = self._mapped(step.welcome)
+        for load in step.loads:
+            fence = self._fences.pop() if self._fences else self._loads.copier.fence()
+            self._loads.put(_Copy(load, self._memory, fence))
+        for store in step.stores:
+            self._stores.put(_Copy(store, self._memory, self._stores.copier.fence()))
 
     def take_finished(self) -> tuple[set[str], set[str]]:
         """Return the requests whose loads are over, and those among them that failed."""
@@ -94,6 +118,7 @@ class TierWorker:
         while not self._done.empty():
             outcome = self._done.get()
             took_ms = outcome.took_ms if self._rank == 0 else 0.0
+            report.unpinned_bytes += 0 if outcome.was_pinned else outcome.num_bytes
             match outcome.order:
                 case TierLoad(request_id=request_id):
                     report.load_bytes += outcome.num_bytes
@@ -114,28 +139,88 @@ class TierWorker:
         report, self._report = self._report, TierReport()
         return report
 
-    def close(self) -> None:
-        """Stop copying."""
-        for lane in self._lanes.values():
-            lane.close()
+    def measure(self, welcome: KvWelcome, into: int, num_bytes: int) -> dict[str, Any]:
+        """Measure how fast blocks come from the tier, between two steps.
 
-    def _map(self, welcome: KvWelcome) -> None:
+        Args:
+            welcome: The tier's.
+            into: The address of ``num_bytes`` bytes of the pool's kind of memory.
+            num_bytes: At least 64 KiB.
+
+        Returns:
+            ``transport`` and the figures of transfer.probe.
+
+        Raises:
+            PeerError: The tier's memory is not there.
+        """
+        memory = self._memory = _there(self._mapped(welcome))
+        address, arena_bytes = memory.arenas[0]
+        size = min(num_bytes, arena_bytes)
+        slots = range(min(welcome.slots_per_arena, -(-size // welcome.slot_stride)))
+        size = min(size, len(slots) * welcome.slot_stride)
+        is_pinned = self._pin(memory, slots)
+        copier = self._make_copier()
         try:
-            self._memory = TierMemory(
+            arena = probe.OwnMemory(copier, address, into)
+            figures = probe.measure(arena, size, size, self._clock.now_s)
+        finally:
+            copier.close()
+        kind = "host" if copier.pinner is None else "pinned_host" if is_pinned else "pageable_host"
+        return {"transport": kind, **figures}
+
+    def close(self) -> None:
+        """Stop copying and unpin."""
+        self._loads.close()
+        self._stores.close()
+        self._memory = None
+
+    def _mapped(self, welcome: KvWelcome) -> TierMemory | None:
+        try:
+            return TierMemory(
                 SlotShape(welcome.num_slots, welcome.slot_stride, welcome.namespace),
                 welcome.slots_per_arena,
                 welcome.arenas,
                 welcome.directory,
+                self._memory,
             )
         except PeerError as error:
-            self._memory = None
             _logger.warning("kv_tier_not_mapped cause=%s", error)
+            return None
+
+    def _pin(self, memory: TierMemory, slots: Sequence[int]) -> bool:
+        """Return whether ``slots`` are pinned by now, or need not be."""
+        pinner = self._stores.copier.pinner
+        if pinner is None or memory.is_pinned(slots):
+            return True
+        start_s = self._clock.now_s()
+        try:
+            num_bytes = memory.pin(slots, pinner)
+        except PeerError as error:
+            level = logging.DEBUG if self._was_refused else logging.WARNING
+            self._was_refused = True
+            text = "kv_tier_not_pinned cause=%s (blocks there are copied several times slower)"
+            _logger.log(level, text, error)
+            return False
+        if num_bytes:
+            took_ms = (self._clock.now_s() - start_s) * 1e3
+            _logger.info("kv_tier_pinned bytes=%d took_ms=%.0f", num_bytes, took_ms)
+        return memory.is_pinned(slots)
+
+    def _work(self, copier: Copier, job: "_Copy | _Pinning") -> None:
+        if isinstance(job, _Pinning):
+            self._pin(job.memory, job.slots)
+        else:
+            self._copy(copier, job)
 
     def _copy(self, copier: Copier, copy: _Copy) -> None:
-        start_s, num_bytes, failed = self._clock.now_s(), 0, False
+        start_s, num_bytes, failed, was_pinned = self._clock.now_s(), 0, False, True
         order = copy.order
         try:
-            num_bytes = self._copied(copier, copy)
+            memory = _there(copy.memory)
+            was_pinned = self._is_ready(memory, order)
+            num_bytes = self._copied(copier, copy, memory)
+            if not was_pinned and isinstance(order, TierLoad):
+                self._stores.put(_Pinning(order.slots, memory))
         except PeerError as error:
             failed = True
             _logger.warning("kv_tier_copy_failed kind=%s cause=%s", type(order).__name__, error)
@@ -144,13 +229,17 @@ class TierWorker:
             failed = True
             _logger.exception("kv_tier_copy_failed kind=%s", type(order).__name__)
         took_ms = (self._clock.now_s() - start_s) * 1e3
-        self._done.put(_Outcome(order, num_bytes, took_ms, failed))
+        self._done.put(_Outcome(order, num_bytes, took_ms, failed, was_pinned))
 
-    def _copied(self, copier: Copier, copy: _Copy) -> int:
+    def _is_ready(self, memory: TierMemory, order: TierLoad | TierStore) -> bool:
+        """Return whether an order's slots are pinned: a store waits for that, a load does not."""
+        if isinstance(order, TierStore):
+            return self._pin(memory, order.slots)
+        return self._stores.copier.pinner is None or memory.is_pinned(order.slots)
+
+    def _copied(self, copier: Copier, copy: _Copy, memory: TierMemory) -> int:
         """Copy and return the bytes; the slots were and are what they were taken for."""
-        order, memory = copy.order, copy.memory
-        if memory is None:
-            raise PeerError("the host tier's memory is not mapped; the prompt is computed here")
+        order = copy.order
         state = SlotState.READY if isinstance(order, TierLoad) else SlotState.RESERVED
         before = _entries(memory, order, state)
         pairs = zip(order.slots, order.blocks, strict=True)
@@ -166,26 +255,35 @@ class TierWorker:
 
 
 class _Lane:
-    """One thread that copies in the order in which it is asked to."""
+    """One thread that does what it is asked to in that order."""
 
-    def __init__(self, name: str, copier: Copier, work: Callable[[Copier, _Copy], None]) -> None:
+    def __init__(
+        self, name: str, copier: Copier, work: Callable[[Copier, _Copy | _Pinning], None]
+    ) -> None:
         self.copier = copier
         self._work = work
-        self._orders: queue.SimpleQueue[_Copy | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Copy | _Pinning | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, copy: _Copy) -> None:
-        self._orders.put(copy)
+    def put(self, job: _Copy | _Pinning) -> None:
+        self._jobs.put(job)
 
     def close(self) -> None:
-        self._orders.put(None)
+        self._jobs.put(None)
         self._thread.join(STOP_DEADLINE_S)
 
     def _run(self) -> None:
-        while (copy := self._orders.get()) is not None:
-            self._work(self.copier, copy)
+        while (job := self._jobs.get()) is not None:
+            self._work(self.copier, job)
+            del job  # or its memory would stay mapped until the next one
         self.copier.close()
+
+
+def _there(memory: TierMemory | None) -> TierMemory:
+    if memory is None:
+        raise PeerError("the host tier's memory is not mapped: see the worker's log")
+    return memory
 
 
 def _entries(memory: TierMemory, order: TierLoad | TierStore, state: SlotState) -> Sequence[object]:

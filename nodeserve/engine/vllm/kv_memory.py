@@ -130,14 +130,14 @@ class HostKvMemory(TorchFunctionMode):
         return {TRANSPORT: SharedMemoryImporter(address, num_bytes)}
 
     @contextmanager
-    def scratch(self, num_bytes: int) -> Generator[int]:
-        """Give memory of the pool's kind for a while: where it begins.
+    def scratch(self, num_bytes: int) -> Generator[tuple[int, int]]:
+        """Give memory of the pool's kind for a while: where it begins, and how much it is.
 
         Raises:
-            PeerError: There is not so much.
+            PeerError: There is too little to measure with.
         """
         memory = (ctypes.c_char * num_bytes)()
-        yield ctypes.addressof(memory)
+        yield ctypes.addressof(memory), num_bytes
 
     def _allocate(self, as_torch_does: Callable[[], torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
         """Return the pool, all zeros."""

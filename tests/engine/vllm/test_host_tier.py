@@ -228,3 +228,13 @@ def test_a_burst_that_passes_what_stores_may_hold_is_served_all_the_same(engines
     answers = [engines.finish(request).tokens for request in requests]
     for prompt, tokens in zip(prompts, answers, strict=True):
         assert engines.whole(SECOND, prompt, MAX_TOKENS).tokens == tokens
+
+
+def test_an_engine_measures_how_fast_blocks_come_from_the_tier(engines, tier):
+    found = engines.call(SECOND, "nodeserve_probe_tier")
+    assert found.pop("transport") == "host"
+    assert set(found) == {"latency_us", "gbps_64kb", "gbps_256kb", "gbps_64mb"}
+    assert all(figure > 0 for figure in found.values())
+    assert "has no host tier" in engines.call(PLAIN, "nodeserve_probe_tier")["error"]
+    assert "tier_probe" in engines.ready[SECOND].features
+    assert "tier_probe" not in engines.ready[PLAIN].features

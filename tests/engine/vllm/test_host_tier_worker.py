@@ -8,18 +8,11 @@ from nodeserve.clock import MonotonicClock
 from nodeserve.engine.vllm.host_tier_orders import TierLoad, TierStep, TierStore
 from nodeserve.engine.vllm.host_tier_worker import TierWorker
 from nodeserve.transfer.host_copier import HostCopier
-from nodeserve.transfer.shared_memory import SharedMemory
-from nodeserve.transfer.slot_directory import (
-    SlotDirectory,
-    SlotShape,
-    SlotState,
-    directory_bytes,
-)
-from nodeserve.wire.kv_tier import KvWelcome
+from nodeserve.transfer.slot_directory import SlotState
 from tests.support.kv_pools import Shape, expected, filled
+from tests.support.tier_slots import TierSlots
 
 POOL = Shape(tp=1, block_size=4, heads=2)
-TIER = SlotShape(num_slots=4, slot_stride=4096, namespace=b"n" * 32)
 A, B = b"a" * 32, b"b" * 32
 
 
@@ -35,29 +28,6 @@ class GatedCopier(HostCopier):
         assert self.gate.wait(10)
         super().copy(runs, after)
         self.amid()
-
-
-class Tier:
-    """Arena, directory and what the block manager would say of them."""
-
-    def __init__(self):
-        self.arena = SharedMemory("arena", TIER.num_slots * TIER.slot_stride)
-        self.page = SharedMemory("directory", directory_bytes(TIER.num_slots))
-        self.directory = SlotDirectory(self.page.fd, TIER)
-        self.welcome = KvWelcome(
-            generation=1,
-            namespace=TIER.namespace,
-            num_slots=TIER.num_slots,
-            slots_per_arena=TIER.num_slots,
-            slot_stride=TIER.slot_stride,
-            arenas=(self.arena.handle(),),
-            directory=self.page.handle(),
-        )
-
-    def close(self):
-        self.directory.close()
-        self.arena.close()
-        self.page.close()
 
 
 class Half:
@@ -89,7 +59,7 @@ class Half:
 
 @pytest.fixture
 def tier():
-    made = Tier()
+    made = TierSlots()
     yield made
     made.close()
 
@@ -164,7 +134,7 @@ def test_nothing_is_written_into_a_slot_that_is_not_reserved_for_it(tier, half):
 
 def test_without_the_tiers_memory_orders_fail_and_are_reported(tier, half):
     stranger = half([3, 5])
-    gone = {"arenas": ({**tier.arena.handle(), "pid": 2**22 + 1},)}
+    gone = {"arenas": ({**tier.arenas[0].handle(), "pid": 2**22 + 1},)}
     welcome = msgspec.structs.replace(tier.welcome, **gone)
     stranger.worker.start(TierStep(welcome=welcome, loads=[load()], stores=[store()]))
     finished, failed, report = stranger.outcome(2)
@@ -188,7 +158,7 @@ def test_a_copy_goes_on_in_the_memory_that_it_was_ordered_for(tier, half):
     reader = half()
     reader.copier.gate.clear()
     reader.worker.start(TierStep(welcome=tier.welcome, loads=[load()]))
-    other = Tier()
+    other = TierSlots()
     reader.worker.start(TierStep(welcome=other.welcome))
     reader.copier.gate.set()
     assert reader.outcome()[:2] == ({"r1"}, set())

@@ -213,7 +213,8 @@ CUresult CUDAAPI cuDeviceGet(CUdevice *device, int ordinal) {
 
 CUresult CUDAAPI cuDeviceGetName(char *name, int length, CUdevice device) {
     ENTER_BARE("cuDeviceGetName");
-    snprintf(name, (size_t)length, "Fake GPU %d", fake_visible_to_machine(device));
+    const char *part = getenv("FAKE_CUDA_MIG") ? " MIG 1g.5gb" : "";
+    snprintf(name, (size_t)length, "Fake GPU %d%s", fake_visible_to_machine(device), part);
     return OK;
 }
 

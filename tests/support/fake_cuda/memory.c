@@ -11,6 +11,8 @@
 #define GRANULARITY ((size_t)2 << 20)
 #define MAGIC 0x4550494b4146554eULL
 
+static int num_reserved;  /* by cuMemAddressReserve; under the lock */
+
 typedef struct {
     uint64_t magic, inode, size;
     int32_t pid, fd, device;
@@ -132,13 +134,40 @@ CUresult CUDAAPI cuIpcCloseMemHandle(CUdeviceptr pointer) {
     return drop_locked(pointer, IPC_OPENED);
 }
 
+/* How many ranges of addresses are allocated, mapped or registered now; of reserved ones too. */
+int fake_num_ranges(void) {
+    int count = 0;
+    pthread_mutex_lock(&fake_lock);
+    for (int i = 0; i < MAX_RANGES; i++) count += fake_ranges[i].kind != NOTHING;
+    pthread_mutex_unlock(&fake_lock);
+    return count + num_reserved;
+}
+
+static int overlaps(uintptr_t base, size_t size) {
+    for (int i = 0; i < MAX_RANGES; i++) {
+        Range *r = &fake_ranges[i];
+        if (r->kind && base < r->base + r->size && r->base < base + size) return 1;
+    }
+    return 0;
+}
+
+/* How much host memory is registered now. */
+size_t fake_registered_bytes(void) {
+    size_t bytes = 0;
+    pthread_mutex_lock(&fake_lock);
+    for (int i = 0; i < MAX_RANGES; i++)
+        if (fake_ranges[i].kind == REGISTERED) bytes += fake_ranges[i].size;
+    pthread_mutex_unlock(&fake_lock);
+    return bytes;
+}
+
 CUresult CUDAAPI cuMemHostRegister_v2(void *address, size_t size, unsigned int flags) {
     ENTER("cuMemHostRegister");
     (void)flags;
     CUresult result = OK;
     pthread_mutex_lock(&fake_lock);
     if ((uintptr_t)address % 4096 || !size) result = (CUresult)INVALID_VALUE;
-    else if (fake_find((uintptr_t)address)) result = (CUresult)ALREADY_REGISTERED;
+    else if (overlaps((uintptr_t)address, size)) result = (CUresult)ALREADY_REGISTERED;
     else *fake_new_range() = (Range){.kind = REGISTERED, .base = (uintptr_t)address, .size = size,
                                      .fd = -1};
     pthread_mutex_unlock(&fake_lock);
@@ -214,6 +243,9 @@ CUresult CUDAAPI cuMemAddressReserve(CUdeviceptr *pointer, size_t size, size_t a
     if (size % GRANULARITY || !size || address || flags) FAIL(INVALID_VALUE);
     void *at = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED) FAIL(OUT_OF_MEMORY);
+    pthread_mutex_lock(&fake_lock);
+    num_reserved++;
+    pthread_mutex_unlock(&fake_lock);
     *pointer = (CUdeviceptr)(uintptr_t)at;
     return OK;
 }
@@ -221,6 +253,9 @@ CUresult CUDAAPI cuMemAddressReserve(CUdeviceptr *pointer, size_t size, size_t a
 CUresult CUDAAPI cuMemAddressFree(CUdeviceptr pointer, size_t size) {
     ENTER("cuMemAddressFree");
     if (fake_find((uintptr_t)pointer)) FAIL(INVALID_VALUE);  /* still mapped */
+    pthread_mutex_lock(&fake_lock);
+    num_reserved--;
+    pthread_mutex_unlock(&fake_lock);
     return munmap((void *)(uintptr_t)pointer, size) ? (CUresult)INVALID_VALUE : OK;
 }
 

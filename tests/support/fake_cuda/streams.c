@@ -25,13 +25,14 @@ typedef struct Job {
 
 struct CUstream_st {
     Job *first, **last;
-    int busy;
+    int busy, held;
     pthread_t thread;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  /* of queues and events */
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-static int held;
+static int held, num_events;
+static CUstream legacy;  /* what NULL stands for: the stream that torch computes on */
 
 /* While held, every stream stands still in front of its next copy. For tests, by ctypes. */
 void fake_hold(int on) {
@@ -39,6 +40,24 @@ void fake_hold(int on) {
     held = on;
     pthread_cond_broadcast(&changed);
     pthread_mutex_unlock(&lock);
+}
+
+/* The same for one stream; NULL is the default one. */
+static CUstream of(CUstream stream);
+void fake_hold_stream(CUstream stream, int on) {
+    stream = of(stream);
+    pthread_mutex_lock(&lock);
+    stream->held = on;
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
+}
+
+/* How many events were created and not destroyed. */
+int fake_num_events(void) {
+    pthread_mutex_lock(&lock);
+    int count = num_events;
+    pthread_mutex_unlock(&lock);
+    return count;
 }
 
 static void copy_or_fill(const Job *job) {
@@ -60,7 +79,8 @@ static void *drive(void *given) {
         if (!stream->first) stream->last = &stream->first;
         stream->busy = 1;
         while (job->what == WAIT && job->event->reached < job->turn) pthread_cond_wait(&changed, &lock);
-        while ((job->what == COPY || job->what == FILL) && held) pthread_cond_wait(&changed, &lock);
+        while ((job->what == COPY || job->what == FILL) && (held || stream->held))
+            pthread_cond_wait(&changed, &lock);
         pthread_mutex_unlock(&lock);
         if (job->what == COPY || job->what == FILL) copy_or_fill(job);
         pthread_mutex_lock(&lock);
@@ -92,13 +112,26 @@ static void put(CUstream stream, Job job) {
     pthread_mutex_unlock(&lock);
 }
 
-CUresult CUDAAPI cuStreamCreate(CUstream *stream, unsigned int flags) {
-    ENTER("cuStreamCreate");
-    (void)flags;
+static CUstream made_stream(void) {
     CUstream made = calloc(1, sizeof *made);
     made->last = &made->first;
-    if (pthread_create(&made->thread, NULL, drive, made)) FAIL(OUT_OF_MEMORY);
-    *stream = made;
+    if (pthread_create(&made->thread, NULL, drive, made)) abort();
+    return made;
+}
+
+static CUstream of(CUstream stream) {
+    if (stream) return stream;
+    pthread_mutex_lock(&lock);
+    if (!legacy) legacy = made_stream();
+    pthread_mutex_unlock(&lock);
+    return legacy;
+}
+
+/* Only streams that do not wait for the default one, for which nothing here lets them wait. */
+CUresult CUDAAPI cuStreamCreate(CUstream *stream, unsigned int flags) {
+    ENTER("cuStreamCreate");
+    if (flags != 1) FAIL(INVALID_VALUE);
+    *stream = made_stream();
     return OK;
 }
 
@@ -113,7 +146,7 @@ CUresult CUDAAPI cuStreamDestroy_v2(CUstream stream) {
 
 CUresult CUDAAPI cuStreamSynchronize(CUstream stream) {
     ENTER("cuStreamSynchronize");
-    if (!stream) FAIL(INVALID_HANDLE);
+    stream = of(stream);
     pthread_mutex_lock(&lock);
     while (stream->first || stream->busy) pthread_cond_wait(&changed, &lock);
     pthread_mutex_unlock(&lock);
@@ -122,7 +155,8 @@ CUresult CUDAAPI cuStreamSynchronize(CUstream stream) {
 
 CUresult CUDAAPI cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int flags) {
     ENTER("cuStreamWaitEvent");
-    if (!stream || !event || flags) FAIL(INVALID_VALUE);
+    if (!event || flags) FAIL(INVALID_VALUE);
+    stream = of(stream);
     pthread_mutex_lock(&lock);
     put_locked(stream, (Job){.what = WAIT, .event = event, .turn = event->recorded});
     pthread_mutex_unlock(&lock);
@@ -133,18 +167,26 @@ CUresult CUDAAPI cuEventCreate(CUevent *event, unsigned int flags) {
     ENTER("cuEventCreate");
     (void)flags;
     *event = calloc(1, sizeof **event);
+    pthread_mutex_lock(&lock);
+    num_events++;
+    pthread_mutex_unlock(&lock);
     return OK;
 }
 
 /* The memory stays: a stream may still have the event in its queue. */
 CUresult CUDAAPI cuEventDestroy_v2(CUevent event) {
     ENTER("cuEventDestroy");
-    return event ? OK : (CUresult)INVALID_HANDLE;
+    if (!event) FAIL(INVALID_HANDLE);
+    pthread_mutex_lock(&lock);
+    num_events--;
+    pthread_mutex_unlock(&lock);
+    return OK;
 }
 
 CUresult CUDAAPI cuEventRecord(CUevent event, CUstream stream) {
     ENTER("cuEventRecord");
-    if (!event || !stream) FAIL(INVALID_HANDLE);
+    if (!event) FAIL(INVALID_HANDLE);
+    stream = of(stream);
     pthread_mutex_lock(&lock);
     put_locked(stream, (Job){.what = RECORD, .event = event, .turn = ++event->recorded});
     pthread_mutex_unlock(&lock);
@@ -169,15 +211,13 @@ CUresult CUDAAPI cuEventElapsedTime_v2(float *ms, CUevent begin, CUevent end) {
 
 CUresult CUDAAPI cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
     ENTER("cuMemcpyAsync");
-    if (!stream) FAIL(INVALID_HANDLE);
-    put(stream, (Job){.what = COPY, .to = (uintptr_t)to, .from = (uintptr_t)from, .size = size});
+    put(of(stream), (Job){.what = COPY, .to = (uintptr_t)to, .from = (uintptr_t)from, .size = size});
     return OK;
 }
 
 CUresult CUDAAPI cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t size, CUstream stream) {
     ENTER("cuMemsetD8Async");
-    if (!stream) FAIL(INVALID_HANDLE);
-    put(stream, (Job){.what = FILL, .to = (uintptr_t)to, .size = size, .value = value});
+    put(of(stream), (Job){.what = FILL, .to = (uintptr_t)to, .size = size, .value = value});
     return OK;
 }
 
