@@ -116,6 +116,7 @@ def load_config(flags: Flags, around: Surroundings) -> NodeConfig:
         workers=workers,
         kv=KvSpec(
             async_load=file.kv.async_load,
+            load_at_once_bytes=file.kv.load_at_once_bytes,
             lease_ttl_s=file.kv.lease_ttl_s,
             one_tp=len({worker.tp for worker in workers}) < 2,
             one_block_size=len({str(worker.args.get("block_size")) for worker in workers}) < 2,
@@ -369,6 +370,7 @@ def _runtime_dir(
 def _check_numbers(file: FileConfig, problems: Problems) -> None:
     for key, value, least in (
         ("kv.lease_ttl_s", file.kv.lease_ttl_s, 1.0),
+        ("kv.load_at_once_bytes", file.kv.load_at_once_bytes, 0),
         ("kv.min_bandwidth_gbps", file.kv.min_bandwidth_gbps or 0.0, 0.0),
         ("router.local_prefill_tokens", file.router.local_prefill_tokens, 0),
         ("router.max_queued_requests", file.router.max_queued_requests, 1),

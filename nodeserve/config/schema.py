@@ -67,6 +67,7 @@ class KvTable(_Table, frozen=True):
     """``[kv]``: how KV is handed over, and where it is kept below the GPUs."""
 
     async_load: bool = True
+    load_at_once_bytes: int = 16 << 20
     lease_ttl_s: float = 60.0
     gpu_transport: str = "cuda_ipc"
     min_bandwidth_gbps: float | None = None

@@ -52,6 +52,7 @@ def _kv(config: NodeConfig) -> list[tuple[str, Mapping[str, object]]]:
     log_path = None if tiers is None else tiers.log_path
     own = {
         "async_load": kv.async_load,
+        "load_at_once_bytes": kv.load_at_once_bytes,
         "lease_ttl_s": kv.lease_ttl_s,
         "gpu_transport": kv.gpu_transport,
         "min_bandwidth_gbps": config.router.min_bandwidth_gbps,

@@ -83,4 +83,4 @@ def _populate(pages: mmap.mmap, length: int) -> bool:
     address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     advise_huge_pages(address, length)
     where = ctypes.c_void_p(address), ctypes.c_size_t(length)
-    return _LIBC.madvise(*where, _MADV_POPULATE_WRITE) == 0
+    return bool(_LIBC.madvise(*where, _MADV_POPULATE_WRITE) == 0)

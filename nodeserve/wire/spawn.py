@@ -39,7 +39,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
 class KvSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How KV is handed over between workers, and where it is kept beyond them.
 
-    ``lease_ttl_s`` bounds how long a handoff stays pinned when nobody releases it.
+    ``load_at_once_bytes`` is up to what a step of an engine on CPUs copies KV by itself, though
+    ``async_load``. ``lease_ttl_s`` bounds how long a handoff stays pinned when nobody releases it.
     ``one_tp`` and ``one_block_size`` say that the node's workers do not differ in these, so that
     KV need not be divided.
     ``tier_address`` is where the block manager listens; None where there is no tier below the GPU.
@@ -47,6 +48,7 @@ class KvSpec(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     async_load: bool = True
+    load_at_once_bytes: int = 16 << 20
     lease_ttl_s: float = 60.0
     tier_address: str | None = None
     one_tp: bool = True

@@ -36,6 +36,7 @@ def test_a_shown_configuration_is_toml(load):
     shown = tomllib.loads(to_toml(load()))
     assert shown["kv"] == {
         "async_load": True,
+        "load_at_once_bytes": 16 << 20,
         "lease_ttl_s": 60.0,
         "gpu_transport": "cuda_ipc",
     }

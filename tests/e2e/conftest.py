@@ -60,6 +60,7 @@ def pair(request, tiny_model, tmp_path_factory):
     config = folder / "node.toml"
     config.write_text(
         f"[kv]\nasync_load = {str(request.param == 'async_load').lower()}\n"
+        "load_at_once_bytes = 0\n"
         f"lease_ttl_s = {LEASE_TTL_S}\n[router]\nlocal_prefill_tokens = 0\n"
         # Tests hold a worker still by SIGSTOP, which the node must bear with.
         "[liveness]\nstopped_s = 600\nsilent_s = 600\n"

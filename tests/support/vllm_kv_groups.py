@@ -70,6 +70,7 @@ def undivided(pipe: Connection) -> None:
         settings = ConnectorSettings(
             generation=1,
             async_load=True,
+            load_at_once_bytes=0,
             lease_ttl_s=1.0,
             one_tp=one_tp,
             one_block_size=one_block_size,

@@ -123,6 +123,7 @@ def transfer_config(spec: WorkerSpec, platform: Platform) -> KVTransferConfig:
         kv_connector_extra_config={
             "generation": spec.generation,
             "async_load": spec.kv.async_load,
+            "load_at_once_bytes": spec.kv.load_at_once_bytes,
             "lease_ttl_s": spec.kv.lease_ttl_s,
             "one_tp": spec.kv.one_tp,
             "one_block_size": spec.kv.one_block_size,

@@ -6,6 +6,7 @@ a finished prefill leg's blocks get one more reference in the block pool, and th
 """
 
 import logging
+import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from nodeserve.kv.lease import (
     TimeElapsed,
     UnpinBlocks,
 )
+from nodeserve.transfer import shared_memory
 from nodeserve.transfer.lease_table import LeaseTable
 
 NUM_SLOTS: Final = 1 << 16
@@ -58,6 +60,7 @@ class ConnectorSettings:
 
     generation: int
     async_load: bool
+    load_at_once_bytes: int
     lease_ttl_s: float
     one_tp: bool
     one_block_size: bool
@@ -86,6 +89,9 @@ class SchedulerSide:
         self._block_bytes: list[int] = []
         self._handoffs: dict[str, Handoff] = {}
         self._loads: list[Load] = []
+        self._is_plain = kv_groups.is_plain(config)
+        self._quick: set[str] = set()
+        self._quick_bytes = 0
         self._parked: set[str] = set()
         # Requests whose load their own step waited for, with the blocks it filled.
         self._unparked: dict[str, tuple[Request, list[int]]] = {}
@@ -143,7 +149,11 @@ class SchedulerSide:
         if handoff is None:
             return 0, False
         num_tokens = self._end_token(handoff, request) - num_computed
-        return (num_tokens, self._settings.async_load) if num_tokens > 0 else (0, False)
+        if num_tokens <= 0:
+            return 0, False
+        is_quick = self._quick_bytes + self._load_bytes_of(num_tokens) <= self._most_at_once
+        (self._quick.add if is_quick else self._quick.discard)(request.request_id)
+        return num_tokens, not is_quick
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, num_tokens: int) -> bool:
         """Ask for the load of ``num_tokens`` tokens, now that the request has its blocks.
@@ -154,6 +164,8 @@ class SchedulerSide:
             Whether there is a handoff to load them from.
         """
         handoff = self._handoffs.pop(request.request_id, None)
+        is_quick = request.request_id in self._quick
+        self._quick.discard(request.request_id)
         if handoff is None or num_tokens == 0:
             return False
         end = self._end_token(handoff, request)
@@ -161,7 +173,9 @@ class SchedulerSide:
         for block_size, ids in zip(self._block_sizes, blocks.get_block_ids(), strict=True):
             first, behind = (end - num_tokens) // block_size, -(-end // block_size)
             parts.append(LoadPart(first, ids[first:behind]))
-        load = Load(request.request_id, handoff, parts, parked=self._settings.async_load)
+        if is_quick:
+            self._quick_bytes += self._load_bytes_of(num_tokens)
+        load = Load(request.request_id, handoff, parts, parked=not is_quick)
         self._num_loads += 1
         self._loads.append(load)
         if load.parked:
@@ -174,7 +188,7 @@ class SchedulerSide:
         """Return what the workers must load; called in every step, so leases expire here too."""
         self.expire()
         metadata = LoadMetadata(self._loads)
-        self._loads = []
+        self._loads, self._quick_bytes = [], 0
         return metadata
 
     def take_output(self, output: KVConnectorOutput, report: LoadReport) -> set[str]:
@@ -204,6 +218,7 @@ class SchedulerSide:
     def finish(self, request: Request, block_ids: tuple[list[int], ...]) -> dict[str, Any] | None:
         """Return the handoff of a finished prefill leg, its blocks pinned; None for others."""
         self._handoffs.pop(request.request_id, None)
+        self._quick.discard(request.request_id)
         self._unparked.pop(request.request_id, None)
         params = request.kv_transfer_params
         num_tokens = request.num_prompt_tokens
@@ -278,6 +293,22 @@ class SchedulerSide:
                     f"differ in {setting}; give all of them the same"
                 )
                 raise ConfigError(text)
+
+    @property
+    def _most_at_once(self) -> float:
+        """Bytes that a step may load before it runs, rather than beside it.
+
+        Within host memory as much takes a millisecond or two, and a thread that competes with the
+        engine's for Python's lock takes several to begin.
+        """
+        if not self._settings.async_load:
+            return math.inf
+        is_host = self._descriptions[0].handle.get("transport") == shared_memory.TRANSPORT
+        return self._settings.load_at_once_bytes if is_host and self._is_plain else 0
+
+    def _load_bytes_of(self, num_tokens: int) -> int:
+        sizes = zip(self._block_sizes, self._block_bytes, strict=True)
+        return sum(-(-num_tokens // block_size) * num_bytes for block_size, num_bytes in sizes)
 
     def _end_token(self, handoff: Handoff, request: Request) -> int:
         return min(handoff.num_tokens, request.num_tokens - 1)

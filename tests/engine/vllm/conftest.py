@@ -43,7 +43,7 @@ def node(vllm_context, tiny_model):
     folder = Path(tempfile.mkdtemp(prefix="ns-"))
     node = VllmNode(vllm_context, folder, tiny_model)
     try:
-        node.start(node.spec(ASYNC, KvSpec(), {}))
+        node.start(node.spec(ASYNC, KvSpec(load_at_once_bytes=0), {}))
         node.start(node.spec(SYNC, KvSpec(async_load=False), {}))
         node.start(node.spec(SHORT, KvSpec(lease_ttl_s=0.0), {}))
         node.wait_ready(ASYNC, SYNC, SHORT)

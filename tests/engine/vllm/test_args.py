@@ -61,6 +61,7 @@ def test_the_node_decides_connector_events_executor_and_grammar(outcomes, node) 
         "extra": {
             "generation": 7,
             "async_load": False,
+            "load_at_once_bytes": 16 << 20,
             "lease_ttl_s": 60.0,
             "one_tp": True,
             "one_block_size": True,
