@@ -113,7 +113,7 @@ def _row(process: ProcessStatus) -> tuple[str, ...]:
     return (
         process.name,
         process.kind.value,
-        process.role.value if process.role is not None else "-",
+        _role(process),
         process.state,
         str(process.pid) if process.pid is not None else "-",
         str(process.generation) if process.generation else "-",
@@ -123,6 +123,12 @@ def _row(process: ProcessStatus) -> tuple[str, ...]:
         str(load.waiting) if load else "-",
         f"{load.kv_usage:.0%}" if load else "-",
     )
+
+
+def _role(process: ProcessStatus) -> str:
+    if process.role is None:
+        return "-"
+    return f"{process.role.value} tp={process.tp}" if (process.tp or 1) > 1 else process.role.value
 
 
 def _listener_row(load: ListenerLoad) -> tuple[str, ...]:

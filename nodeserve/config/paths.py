@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,9 +91,17 @@ def control_socket(runtime_dir: Path) -> Path:
     return runtime_dir / "control.sock"
 
 
-def engine_store(runtime_dir: Path, generation: int) -> Path:
-    """Return the file in which the ranks of a worker's engine meet."""
-    return runtime_dir / f"engine-{generation}{STORE_SUFFIX}"
+def new_engine_store(runtime_dir: Path, generation: int) -> Path:
+    """Return a file in which the ranks of a worker's engine can meet.
+
+    On CPUs vLLM names memory that is shared machine-wide after it, so no other has its name.
+    """
+    return runtime_dir / f"{_engine(generation)}{secrets.token_hex(8)}{STORE_SUFFIX}"
+
+
+def engine_stores(runtime_dir: Path, generation: int) -> list[Path]:
+    """Return those of a worker's engine that there are."""
+    return list(runtime_dir.glob(f"{_engine(generation)}*{STORE_SUFFIX}"))
 
 
 def path_problem(path: Path, max_bytes: int = MAX_PATH_BYTES) -> str | None:
@@ -144,6 +153,10 @@ def prepare_directory(path: Path, uid: int) -> None:
             f"{found.st_mode & 0o777:04o}, it must be {uid}'s and 0700; remove it or choose "
             "another --socket"
         )
+
+
+def _engine(generation: int) -> str:
+    return f"engine-{generation}-"
 
 
 def _last_resort(uid: int) -> Path:

@@ -296,4 +296,5 @@ class OperatorDesk:
             detail=None if ready else first_line(slot.detail),
             load=load,
             version="" if child is None else self._children.version_of(child),
+            tp=next((w.tp for w in self._config.workers if w.name == slot.name), None),
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from nodeserve.bus.endpoints import check_private, ipc_address
-from nodeserve.config.paths import STORE_SUFFIX, engine_store
+from nodeserve.config.paths import STORE_SUFFIX, engine_stores
 from nodeserve.errors import ConfigError
 from nodeserve.ids import Generation
 
@@ -95,7 +95,8 @@ class RuntimeDirectory:
 
     def forget(self, generation: Generation) -> None:
         """Remove what an incarnation that is gone may have left: a killed one cleans up nothing."""
-        engine_store(self.path, generation).unlink(missing_ok=True)
+        for store in engine_stores(self.path, generation):
+            store.unlink(missing_ok=True)
         (self.path / f"{kv_events_name(generation)}.sock").unlink(missing_ok=True)
 
     def close(self, *, keep_logs: bool) -> None:

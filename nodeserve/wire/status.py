@@ -107,7 +107,10 @@ class RequestTrace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One process of the node. ``state`` is a phase of lifecycle.process."""
+    """One process of the node. ``state`` is a phase of lifecycle.process.
+
+    ``tp`` is a worker's tensor-parallel size, None for other processes.
+    """
 
     name: str
     kind: ProcessKind
@@ -120,3 +123,4 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     detail: str | None = None
     load: WorkerLoad | None = None
     version: str = ""
+    tp: int | None = None

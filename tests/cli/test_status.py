@@ -47,6 +47,13 @@ def test_the_page_says_what_runs_and_what_does_not(daemon, run):
     assert "handoffs  6 done, 0 failed, 0 held, 3.0 MiB, none in the last 60 s" in lines
 
 
+def test_a_worker_of_several_ranks_says_of_how_many():
+    worker, down = a_status().processes
+    shown = to_text(a_status(processes=(msgspec.structs.replace(worker, tp=2), down)))
+    assert " decode tp=2 " in shown
+    assert " prefill  " in shown
+
+
 def test_a_degraded_node_says_why():
     lines = to_text(a_status(state="degraded", detail="no worker decodes")).splitlines()
     assert lines[1] == "degraded: no worker decodes"

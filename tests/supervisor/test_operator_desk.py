@@ -26,7 +26,7 @@ CONFIG = NodeConfig(
     served_model_names=("m",),
     runtime_dir="/run/d",
     listeners=(Listener(name="api", socket="/run/a.sock", gateway=GatewayKind.RUST),),
-    workers=(Worker(name="decode-0", role=Role.DECODE),),
+    workers=(Worker(name="decode-0", role=Role.DECODE, tp=2),),
     simulate="1xh100-sxm",
 )
 
@@ -114,6 +114,7 @@ def test_status_lists_every_process_with_the_dispatchers_account():
         assert names == ["supervisor", "forkserver", "dispatcher", "decode-0", "gateway-api"]
         assert status.processes[0].pid == os.getpid()
         assert status.processes[3].role is Role.DECODE
+        assert [process.tp for process in status.processes] == [None, None, None, 2, None]
 
     in_office(body)
 

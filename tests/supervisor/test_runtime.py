@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from nodeserve.config.paths import engine_store
+from nodeserve.config.paths import new_engine_store
 from nodeserve.errors import ConfigError
 from nodeserve.ids import Generation
 from nodeserve.supervisor.runtime import RuntimeDirectory, kv_events_name
@@ -53,7 +53,7 @@ def test_after_a_failure_the_logs_stay_and_the_sockets_go(tmp_path):
 
 def test_what_a_killed_engine_leaves_goes_with_its_incarnation(tmp_path):
     runtime = RuntimeDirectory(tmp_path / "d")
-    stores = [engine_store(runtime.path, generation) for generation in (3, 4, 5)]
+    stores = [new_engine_store(runtime.path, generation) for generation in (3, 4, 33)]
     events = runtime.path / f"{kv_events_name(Generation(3))}.sock"
     for path in (*stores, events):
         path.touch()

@@ -2,12 +2,25 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 from nodeserve.engine.vllm import preload
 from nodeserve.engine.vllm.environment import Platform
 from nodeserve.wire.spawn import PythonGatewaySpec, WorkerSpec
+
+
+def ask(context: Any, entry: Callable[..., None], *args: Any) -> Any:
+    """Return what an entry point answers, run by a child of the forkserver."""
+    ours, theirs = context.Pipe()
+    process = context.Process(target=entry, args=(*args, theirs))
+    process.start()
+    theirs.close()
+    assert ours.poll(60)
+    answer = ours.recv()
+    process.join()
+    return answer
 
 
 def run_engine(spec_bytes: bytes, pipe: Connection) -> None:
@@ -55,6 +68,11 @@ def check_resume(check: str, pipe: Connection) -> None:
 def check_kv_groups(check: str, pipe: Connection) -> None:
     """Answer with what a function of ``vllm_kv_groups`` finds."""
     getattr(importlib.import_module("tests.support.vllm_kv_groups"), check)(pipe)
+
+
+def check_ranks(check: str, pipe: Connection) -> None:
+    """Run one of the checks of ``vllm_ranks``."""
+    getattr(importlib.import_module("tests.support.vllm_ranks"), check)(pipe)
 
 
 def check_index_copies(check: str, pipe: Connection) -> None:

@@ -13,7 +13,7 @@ from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.utils import EngineZmqAddresses
 from vllm.v1.request import Request
 
-from nodeserve.engine.vllm import kv_probe, rank_memory, resume, resume_runner
+from nodeserve.engine.vllm import kv_probe, resume, resume_runner
 from nodeserve.engine.vllm.connector import NodeserveConnector
 from nodeserve.engine.vllm.connector_scheduler import SchedulerSide
 from nodeserve.engine.vllm.executor import executor_class
@@ -68,7 +68,6 @@ class NodeEngineCore(EngineCoreProc):
         if hasattr(self.structured_output_manager, "executor"):  # not without a tokenizer
             self.structured_output_manager.executor.shutdown(wait=False)
             self.structured_output_manager.executor = background_executor()
-        self.model_executor.collective_rpc(rank_memory.forget_names)
         self.can_resume: Final = all(self.model_executor.collective_rpc(resume_runner.install))
 
     @contextmanager

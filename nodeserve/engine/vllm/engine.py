@@ -13,7 +13,7 @@ from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineShutdownState
 from vllm.v1.engine.utils import SignalCallback
 
-from nodeserve.config.paths import engine_store
+from nodeserve.config.paths import new_engine_store
 from nodeserve.config.release import check_vllm, pinned_vllm_version
 from nodeserve.engine.base import Progress
 from nodeserve.engine.vllm import args, environment
@@ -145,7 +145,7 @@ class VllmEngine:
                 generation=spec.generation,
                 inputs=spec.input_address,
                 outputs=spec.output_address,
-                store=engine_store(Path(spec.runtime_dir), spec.generation),
+                store=new_engine_store(Path(spec.runtime_dir), spec.generation),
             )
         except (torch.OutOfMemoryError, MemoryError) as error:
             text = f"worker {spec.name}: no room to load: {error}; free the device or try later"
