@@ -1,5 +1,6 @@
 """Print how KV moves on this machine, each figure as a ratio within one run."""
 
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -30,8 +31,7 @@ def main(model: Path, nixl: str | None, parts: tuple[str, ...]) -> None:
         if "tier" in chosen:
             _pair("1,500 tokens: host hit / computed", bench_kv_node.host_hits(model, folder / "t"))
         if "overhead" in chosen:
-            found = bench_kv_node.without_hits(model, folder / "o")
-            _pair("1,500 tokens that hit nothing: with a tier / without", found)
+            _overhead(bench_kv_node.without_hits(model, folder / "o"))
         if "restart" in chosen:
             computed, total = bench_kv_node.disk_after_restart(model, folder / "r")
             print(f"\nafter a restart, from disk: {computed} of {total} prompt tokens computed")
@@ -68,6 +68,17 @@ def _pair(name: str, found: bench_kv_node.Pair) -> None:
     print(
         f"\n{name}: {found.first_s * 1e3:.0f} ms / {found.second_s * 1e3:.0f} ms"
         f" = {found.ratio:.3f}",
+        flush=True,
+    )
+
+
+def _overhead(found: list[bench_kv_node.Overhead]) -> None:
+    tiered, plain = [one.tiered for one in found], [one.plain for one in found]
+    print(
+        f"\n1,500 tokens that hit nothing, then 16 more: with a tier / without, medians of"
+        f" {len(found)} starts: {statistics.median(tiered):.3f} ({min(tiered):.3f} to"
+        f" {max(tiered):.3f}); without / without: {statistics.median(plain):.3f}"
+        f" ({min(plain):.3f} to {max(plain):.3f})",
         flush=True,
     )
 
