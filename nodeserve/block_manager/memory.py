@@ -3,10 +3,12 @@
 import ctypes
 import mmap
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from nodeserve.errors import CapacityError, ConfigError
 from nodeserve.transfer.base import Handle
+from nodeserve.transfer.first_touch import touch
 from nodeserve.transfer.shared_memory import handle_of
 from nodeserve.transfer.slot_directory import SlotShape, directory_bytes
 
@@ -48,6 +50,10 @@ class TierMemory:
     def num_bytes(self) -> int:
         """The size of all arenas together."""
         return self.arena_bytes * len(self.arena_fds)
+
+    def touch(self, goes_on: Callable[[], bool]) -> bool:
+        """Take the pages of all arenas; see ``first_touch.touch``."""
+        return all(touch(fd, self.arena_bytes, goes_on=goes_on) for fd in self.arena_fds)
 
     def shape(self, block_bytes: int) -> TierShape:
         """Return how these arenas hold blocks of ``block_bytes``.

@@ -33,7 +33,7 @@ from nodeserve.kv.tier_events import (
 )
 from nodeserve.kv.tier_log import LogHeader, Op
 from nodeserve.transfer.disk_store import DirectoryLost, DiskStore
-from nodeserve.transfer.first_touch import touch_in_background
+from nodeserve.transfer.first_touch import in_background
 from nodeserve.transfer.slot_directory import SlotDirectory, found_shape
 from nodeserve.wire import control, kv_tier
 from nodeserve.wire.kv_control import (
@@ -85,8 +85,7 @@ class BlockManager:
         self._config = config
         self._open_store = open_store
         self._memory = TierMemory(fds, spec.arena_bytes)
-        arenas = [(fd, spec.arena_bytes) for fd in self._memory.arena_fds]
-        self._end_touch = touch_in_background("host-tier", arenas)
+        self._end_touch = in_background("host-tier", self._memory.touch)
         self._writer = ThreadPoolExecutor(1, "kv-log")
         self._disk_pool = ThreadPoolExecutor(1, "disk-tier")
         path = spec.log_path

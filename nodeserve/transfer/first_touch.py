@@ -14,19 +14,20 @@ from typing import Final
 
 from nodeserve.transfer.arenas import advise_huge_pages
 
-CHUNK_BYTES: Final = 8 << 20
-"""As much at a time: whoever needs a page meanwhile waits for one such call at most."""
+CHUNK_BYTES: Final = 1 << 20
+"""As much at a time: meanwhile nobody else can map or unmap memory of the process."""
+
+PAUSE_S: Final = 0.001
+"""Between two of them, for others. A low priority would be no way: it would be waited for."""
 
 _MADV_POPULATE_WRITE: Final = 23
 """Linux 5.14. Source: include/uapi/asm-generic/mman-common.h."""
-
-_NICEST: Final = 19
 
 _LOG: Final = logging.getLogger(__name__)
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
-def touch(fd: int, num_bytes: int, *, goes_on: Callable[[], bool]) -> bool:
+def touch(fd: int, num_bytes: int, goes_on: Callable[[], bool]) -> bool:
     """Take all pages of a memfd that it has not got, without changing what is in them.
 
     Args:
@@ -46,27 +47,34 @@ def touch(fd: int, num_bytes: int, *, goes_on: Callable[[], bool]) -> bool:
             break
         length = min(CHUNK_BYTES, num_bytes - at)
         with mmap.mmap(fd, length, offset=at - at % mmap.ALLOCATIONGRANULARITY) as pages:
-            if not _populate(pages, length):
+            if not _populate(ctypes.addressof(ctypes.c_char.from_buffer(pages)), length):
                 return False
         at += length
     return at >= num_bytes
 
 
-def touch_in_background(name: str, files: list[tuple[int, int]]) -> Callable[[], None]:
-    """Do as ``touch`` for (fd, bytes), one after the other, in a thread that yields to others.
+def touch_mapped(address: int, num_bytes: int, goes_on: Callable[[], bool]) -> bool:
+    """Do the same for memory that is mapped, and for the mapping: its page table is filled too."""
+    at = 0
+    while at < num_bytes and goes_on():
+        length = min(CHUNK_BYTES, num_bytes - at)
+        if not _populate(address + at, length):
+            return False
+        at += length
+    return at >= num_bytes
+
+
+def in_background(name: str, work: Callable[[Callable[[], bool]], bool]) -> Callable[[], None]:
+    """Do ``work`` in a thread of its own; it is given ``goes_on``, which pauses.
 
     Returns:
-        Ends it; to be called before a descriptor is closed.
+        Ends it; to be called before the memory is given back.
     """
     ended = threading.Event()
 
     def run() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICEST)
-        for fd, num_bytes in files:
-            if not touch(fd, num_bytes, goes_on=lambda: not ended.is_set()):
-                break
-        else:
-            _LOG.info("memory_touched name=%s bytes=%d", name, sum(size for _fd, size in files))
+        if work(lambda: not ended.wait(PAUSE_S)):
+            _LOG.info("memory_touched name=%s", name)
 
     thread = threading.Thread(target=run, name=f"touch-{name}"[:15], daemon=True)
     thread.start()
@@ -78,9 +86,8 @@ def touch_in_background(name: str, files: list[tuple[int, int]]) -> Callable[[],
     return end
 
 
-def _populate(pages: mmap.mmap, length: int) -> bool:
+def _populate(address: int, length: int) -> bool:
     """Let the kernel write to each page; by ctypes, which lets go of the GIL meanwhile."""
-    address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     advise_huge_pages(address, length)
     where = ctypes.c_void_p(address), ctypes.c_size_t(length)
     return bool(_LIBC.madvise(*where, _MADV_POPULATE_WRITE) == 0)

@@ -1,6 +1,9 @@
+import ctypes
+import mmap
 import os
+import threading
 
-from nodeserve.transfer.first_touch import CHUNK_BYTES, touch, touch_in_background
+from nodeserve.transfer.first_touch import CHUNK_BYTES, in_background, touch, touch_mapped
 from nodeserve.transfer.shared_memory import SharedMemory
 
 SIZE = 3 * CHUNK_BYTES + 4096
@@ -34,8 +37,28 @@ def test_what_has_all_its_pages_is_not_mapped_again():
     assert len(asked) == 1
 
 
+def test_mapped_memory_is_touched_through_its_mapping():
+    memory = SharedMemory("test", SIZE)
+    with mmap.mmap(memory.fd, SIZE) as pages:
+        pages[CHUNK_BYTES : CHUNK_BYTES + 4] = b"kept"
+        address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+        assert not touch_mapped(address, SIZE, goes_on=lambda: False)
+        assert touch_mapped(address, SIZE, goes_on=lambda: True)
+        assert pages[CHUNK_BYTES : CHUNK_BYTES + 5] == b"kept\0"
+    assert taken(memory) >= SIZE
+
+
 def test_a_thread_does_it_and_can_be_ended():
-    one, other = (SharedMemory("test", SIZE) for _ in range(2))
-    end = touch_in_background("test", [(one.fd, SIZE), (other.fd, SIZE)])
+    begun, seen = threading.Event(), []
+
+    def work(goes_on):
+        begun.set()
+        while goes_on():
+            pass
+        seen.append(threading.current_thread().name)
+        return False
+
+    end = in_background("test", work)
+    assert begun.wait(10)
     end()
-    assert taken(one) <= SIZE + CHUNK_BYTES
+    assert seen == ["touch-test"]

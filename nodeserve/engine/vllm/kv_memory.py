@@ -8,6 +8,7 @@ import ctypes
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from nodeserve.errors import InvariantError
 from nodeserve.kv import layout
 from nodeserve.kv.layout import LayerPlace, PoolGeometry
 from nodeserve.transfer.base import Copier, Fence, Handle, Importer
-from nodeserve.transfer.first_touch import touch_in_background
+from nodeserve.transfer.first_touch import in_background, touch_mapped
 from nodeserve.transfer.host_copier import HostCopier
 from nodeserve.transfer.shared_memory import TRANSPORT, SharedMemory, SharedMemoryImporter
 
@@ -142,10 +143,11 @@ class HostKvMemory(TorchFunctionMode):
     def _allocate(self, as_torch_does: Callable[[], torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
         """Return the pool, all zeros."""
         self._memory = SharedMemory("nodeserve-kv", self._pool_bytes)
-        touch_in_background("kv", [(self._memory.fd, self._pool_bytes)])
-        return torch.from_file(
+        pool = torch.from_file(
             self._memory.path, shared=True, size=self._pool_bytes, dtype=torch.int8
         )
+        in_background("kv", partial(touch_mapped, pool.data_ptr(), self._pool_bytes))
+        return pool
 
     def _export(self) -> Handle:
         return self._memory.handle()
