@@ -41,8 +41,10 @@ class State:
 class Condition:
     """What is asked about every ten seconds, since asking is slow and nothing changes.
 
-    Errors are counts since the driver was loaded. ``recovery_action`` is what the driver itself
-    says is to be done: ``none``, ``gpu_reset`` and so on; see ``device.nvml``.
+    Errors are counts since the driver was loaded. ``nvlinks_down`` are the numbers of links that
+    are there and not up. ``is_fabric_complete`` is of NVSwitches, and None without any.
+    ``recovery_action`` is what the driver itself says is to be done, 0 for nothing: NVML's field
+    230.
     """
 
     ecc_corrected: int | None = None
@@ -51,12 +53,18 @@ class Condition:
     remap_pending: bool | None = None
     remap_failed: bool | None = None
     nvlink_errors: int | None = None
-    nvlinks_active: int | None = None
+    num_nvlinks: int | None = None
+    nvlinks_down: tuple[int, ...] = ()
     pcie_replays: int | None = None
     pcie_generation: int | None = None
     pcie_width: int | None = None
+    pcie_max_generation: int | None = None
+    pcie_max_width: int | None = None
     slowdown_temperature_c: int | None = None
-    recovery_action: str | None = None
+    is_sram_worn: bool | None = None
+    is_fabric_complete: bool | None = None
+    is_persistent: bool | None = None
+    recovery_action: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

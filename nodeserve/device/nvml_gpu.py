@@ -1,7 +1,8 @@
 """One NVIDIA GPU as NVML sees it, by nvidia-ml-py; see ``device.nvml``."""
 
+import ctypes
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import pynvml
@@ -12,18 +13,6 @@ from nodeserve.errors import DeviceError, DeviceLostError
 from nodeserve.wire.accounting import Meter
 
 _LOG: Final = logging.getLogger(__name__)
-
-RECOVERY_ACTIONS: Final = (
-    "none",
-    "gpu_reset",
-    "node_reboot",
-    "drain_p2p",
-    "drain_and_reset",
-    "recover_imex_domain",
-    "bus_reset",
-    "system_reboot",
-)
-"""By value of field 230. Source: nvmlDeviceGpuRecoveryAction_t of nvml.h 13."""
 
 LOST: Final = frozenset(
     {
@@ -99,7 +88,7 @@ class NvmlGpu:
         )
 
     def read_condition(self) -> Condition:
-        """Ask some thirty things, most of them of the NVLinks."""
+        """Ask some forty things, most of them of the NVLinks."""
         corrected, uncorrected = (
             self._ask(pynvml.nvmlDeviceGetTotalEccErrors, kind, pynvml.NVML_VOLATILE_ECC)
             for kind in (
@@ -109,7 +98,8 @@ class NvmlGpu:
         )
         rows = self._ask(pynvml.nvmlDeviceGetRemappedRows)
         links = self._links()
-        action = self._field(pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
+        down = () if links is None else tuple(n for n, is_up in links.items() if not is_up)
+        persistence = self._ask(pynvml.nvmlDeviceGetPersistenceMode)
         return Condition(
             ecc_corrected=corrected,
             ecc_uncorrected=uncorrected,
@@ -117,25 +107,32 @@ class NvmlGpu:
             remap_pending=None if rows is None else bool(rows[2]),
             remap_failed=None if rows is None else bool(rows[3]),
             nvlink_errors=self._nvlink_errors(links),
-            nvlinks_active=None if links is None else len(links),
+            num_nvlinks=None if links is None else len(links),
+            nvlinks_down=down,
             pcie_replays=self._ask(pynvml.nvmlDeviceGetPcieReplayCounter),
             pcie_generation=self._ask(pynvml.nvmlDeviceGetCurrPcieLinkGeneration),
             pcie_width=self._ask(pynvml.nvmlDeviceGetCurrPcieLinkWidth),
+            pcie_max_generation=self._ask(pynvml.nvmlDeviceGetMaxPcieLinkGeneration),
+            pcie_max_width=self._ask(pynvml.nvmlDeviceGetMaxPcieLinkWidth),
             slowdown_temperature_c=self._ask(
                 pynvml.nvmlDeviceGetTemperatureThreshold, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
             ),
-            recovery_action=None if action is None else _action_name(action),
+            is_sram_worn=self._ask(_is_sram_worn),
+            is_fabric_complete=self._ask(_is_fabric_complete),
+            is_persistent=None if persistence is None else bool(persistence),
+            recovery_action=self._field(pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION),
         )
 
-    def _links(self) -> list[int] | None:
-        """Return the NVLinks that are up; None where the GPU has none."""
-        links = range(pynvml.NVML_NVLINK_MAX_LINKS)
-        states = [self._ask(pynvml.nvmlDeviceGetNvLinkState, link) for link in links]
-        if all(state is None for state in states):
-            return None
-        return [link for link in links if states[link] == pynvml.NVML_FEATURE_ENABLED]
+    def _links(self) -> dict[int, bool] | None:
+        """Return which NVLinks are up; None where the GPU has none."""
+        states = {
+            link: self._ask(pynvml.nvmlDeviceGetNvLinkState, link)
+            for link in range(pynvml.NVML_NVLINK_MAX_LINKS)
+        }
+        links = {n: bool(state) for n, state in states.items() if state is not None}
+        return links or None
 
-    def _nvlink_errors(self, links: Sequence[int] | None) -> int | None:
+    def _nvlink_errors(self, links: Collection[int] | None) -> int | None:
         """Return the errors of all links, by field where the GPU knows those, else by link."""
         counts = [self._field(field) for field in _NVLINK_ERRORS]
         if links and all(count is None for count in counts):
@@ -215,6 +212,17 @@ def _field_values(handle: Any, field: int) -> Any:
     return pynvml.nvmlDeviceGetFieldValues(handle, [field])
 
 
-def _action_name(action: int) -> str:
-    is_known = 0 <= action < len(RECOVERY_ACTIONS)
-    return RECOVERY_ACTIONS[action] if is_known else f"action_{action}"
+def _is_sram_worn(handle: Any) -> bool:
+    status = pynvml.c_nvmlEccSramErrorStatus_v1_t()
+    pynvml.nvmlDeviceGetSramEccErrorStatus(handle, ctypes.byref(status))
+    return bool(status.bThresholdExceeded)
+
+
+def _is_fabric_complete(handle: Any) -> bool | None:
+    """Return None where the GPU is on no NVSwitch."""
+    fabric = pynvml.c_nvmlGpuFabricInfoV_t()
+    pynvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(fabric))
+    if fabric.state == pynvml.NVML_GPU_FABRIC_STATE_NOT_SUPPORTED:
+        return None
+    is_complete = fabric.state == pynvml.NVML_GPU_FABRIC_STATE_COMPLETED
+    return bool(is_complete and fabric.status == pynvml.NVML_SUCCESS)

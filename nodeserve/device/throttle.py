@@ -3,15 +3,15 @@
 from typing import Final
 
 REASONS: Final = (
-    (0x001, "idle"),
-    (0x002, "application_clocks"),
-    (0x004, "power_cap"),
+    (0x001, "gpu_idle"),
+    (0x002, "applications_clocks_setting"),
+    (0x004, "sw_power_cap"),
     (0x008, "hw_slowdown"),
     (0x010, "sync_boost"),
-    (0x020, "sw_thermal"),
-    (0x040, "hw_thermal"),
-    (0x080, "power_brake"),
-    (0x100, "display_clocks"),
+    (0x020, "sw_thermal_slowdown"),
+    (0x040, "hw_thermal_slowdown"),
+    (0x080, "hw_power_brake_slowdown"),
+    (0x100, "display_clock_setting"),
     (0x200, "board_limit"),
     (0x400, "reliability"),
 )

@@ -77,12 +77,17 @@ def test_the_condition_of_a_healthy_gpu_is_zeros(gpu):
         remap_pending=False,
         remap_failed=False,
         nvlink_errors=0,
-        nvlinks_active=18,
+        num_nvlinks=18,
         pcie_replays=0,
         pcie_generation=5,
         pcie_width=16,
+        pcie_max_generation=5,
+        pcie_max_width=16,
         slowdown_temperature_c=89,
-        recovery_action="none",
+        is_sram_worn=False,
+        is_fabric_complete=True,
+        is_persistent=True,
+        recovery_action=0,
     )
 
 
@@ -90,7 +95,7 @@ def test_what_is_wrong_with_a_gpu_is_read(gpu, fake_nvml):
     fake_nvml.set(2, corrected=12, uncorrected=3, remap_corrected=1, remap_uncorrected=2)
     fake_nvml.set(2, remap_pending=1, remap_failed=1, nvlink_crc=812, nvlink_replay=4)
     fake_nvml.set(2, nvlink_down=0b101, pcie_replays=7, pcie_generation=1, pcie_width=8)
-    fake_nvml.set(2, recovery=4)
+    fake_nvml.set(2, recovery=4, sram_worn=1, fabric_state=2, persistence=0)
     assert gpu.read_condition() == Condition(
         ecc_corrected=12,
         ecc_uncorrected=3,
@@ -98,18 +103,32 @@ def test_what_is_wrong_with_a_gpu_is_read(gpu, fake_nvml):
         remap_pending=True,
         remap_failed=True,
         nvlink_errors=816,
-        nvlinks_active=16,
+        num_nvlinks=18,
+        nvlinks_down=(0, 2),
         pcie_replays=7,
         pcie_generation=1,
         pcie_width=8,
+        pcie_max_generation=5,
+        pcie_max_width=16,
         slowdown_temperature_c=89,
-        recovery_action="drain_and_reset",
+        is_sram_worn=True,
+        is_fabric_complete=False,
+        is_persistent=False,
+        recovery_action=4,
     )
 
 
-def test_an_action_that_nobody_knows_is_named_by_its_number(gpu, fake_nvml):
-    fake_nvml.set(2, recovery=77)
-    assert gpu.read_condition().recovery_action == "action_77"
+@pytest.mark.parametrize(
+    ("keys", "is_complete"),
+    [
+        ({"fabric_state": 0}, None),
+        ({"fabric_state": 3, "fabric_status": 999}, False),
+        ({"fabric_state": 3}, True),
+    ],
+)
+def test_a_fabric_is_complete_or_not_or_there_is_none(gpu, fake_nvml, keys, is_complete):
+    fake_nvml.set(2, **keys)
+    assert gpu.read_condition().is_fabric_complete is is_complete
 
 
 def test_errors_are_counted_by_link_where_the_gpu_knows_no_fields(gpu, fake_nvml):
@@ -127,7 +146,8 @@ def test_what_a_gpu_does_not_know_is_none_and_never_zero(nvml, fake_nvml):
     assert gpu.read_state().memory_temperature_c is None
     condition = gpu.read_condition()
     unknown = ("ecc_corrected", "ecc_uncorrected", "remapped_rows", "remap_pending")
-    unknown += ("remap_failed", "nvlink_errors", "nvlinks_active", "recovery_action")
+    unknown += ("remap_failed", "nvlink_errors", "num_nvlinks", "recovery_action")
+    unknown += ("is_sram_worn",)
     assert [getattr(condition, name) for name in unknown] == [None] * len(unknown)
 
 

@@ -2,7 +2,7 @@ from nodeserve.device.throttle import reason_names
 
 
 def test_reasons_are_named_lowest_bit_first():
-    assert reason_names(0x1 | 0x4 | 0x40) == ("idle", "power_cap", "hw_thermal")
+    assert reason_names(0x1 | 0x4 | 0x40) == ("gpu_idle", "sw_power_cap", "hw_thermal_slowdown")
     assert reason_names(0) == ()
 
 

@@ -29,7 +29,6 @@ void fake_begin_anew(struct state *state)
         memset(gpu, 0, sizeof *gpu);
         memcpy(gpu->value, key_defaults, sizeof key_defaults);
         gpu->limit_mw = MAX_LIMIT_MW;
-        gpu->persistence = 1;
     }
 }
 

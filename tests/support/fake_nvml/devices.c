@@ -224,8 +224,7 @@ CALL(nvmlDeviceGetMemoryInfo_v2, (void *device, struct memory_v2 *out), {
 CALL(nvmlDeviceGetMigMode, (void *device, unsigned *current, unsigned *pending),
      *current = *pending = 0)
 
-CALL(nvmlDeviceGetPersistenceMode, (void *device, unsigned *out),
-     *out = (unsigned)gpu->persistence)
+NUMBER(nvmlDeviceGetPersistenceMode, value[K_persistence])
 
 CALL(nvmlDeviceGetComputeRunningProcesses_v3, (void *device, unsigned *count, void *out), {
     (void)out;

@@ -54,11 +54,11 @@ enum {
     X(power_w, 120) X(idle_w, 70) X(update_ms, 0) X(reset, 0) X(counter, 1) \
     X(sm_mhz, MAX_SM_MHZ) X(throttle, 0) X(utilization, 0) X(memory_utilization, 0) \
     X(temperature_c, 34) X(memory_temperature_c, 40) X(memory_used_mb, 0) \
-    X(ecc, 1) X(corrected, 0) X(uncorrected, 0) \
+    X(ecc, 1) X(corrected, 0) X(uncorrected, 0) X(sram_worn, 0) \
     X(remap_corrected, 0) X(remap_uncorrected, 0) X(remap_pending, 0) X(remap_failed, 0) \
     X(nvlink, 1) X(nvlink_crc, 0) X(nvlink_replay, 0) X(nvlink_recovery, 0) X(nvlink_down, 0) \
     X(pcie_replays, 0) X(pcie_generation, 5) X(pcie_width, 16) \
-    X(fabric_state, 3) X(fabric_status, 0) \
+    X(fabric_state, 3) X(fabric_status, 0) X(persistence, 1) \
     X(fields, 1) X(recovery, 0) \
     X(lost, 0) X(hang, 0) X(delay_ms, 0) X(error, 0) X(permitted, 1)
 
@@ -75,7 +75,6 @@ struct gpu {
     double shown_mj;    /* what the counter shows */
     double limit_mw;
     double locked_mhz;  /* 0: not locked */
-    int persistence;
 };
 
 struct event {

@@ -3,6 +3,7 @@
 
 
 #define FABRIC_VERSIONS 0xFF000000
+#define SRAM_V1 0x1000068
 
 enum { AS_UNSIGNED = 1, AS_ULL = 3 };
 
@@ -12,6 +13,12 @@ struct fabric {
     unsigned status, clique;
     unsigned char state;
     unsigned health;
+};
+
+struct sram {
+    unsigned version;
+    ull counts[11];
+    unsigned is_worn;
 };
 
 struct field {
@@ -47,6 +54,15 @@ CALL(nvmlDeviceGetRemappedRows,
     *failed = (unsigned)value[K_remap_failed];
     if (!value[K_ecc])
         code = NOT_SUPPORTED;
+})
+
+CALL(nvmlDeviceGetSramEccErrorStatus, (void *device, struct sram *out), {
+    if (!value[K_ecc])
+        code = NOT_SUPPORTED;
+    else if (out->version != SRAM_V1)
+        code = VERSION_MISMATCH;
+    else
+        out->is_worn = (unsigned)value[K_sram_worn];
 })
 
 NUMBER(nvmlDeviceGetPcieReplayCounter, value[K_pcie_replays])
