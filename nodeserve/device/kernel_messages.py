@@ -99,14 +99,14 @@ class Journal:
     """``journalctl``, as a child that ends with this process."""
 
     def __init__(self, command: Sequence[str], since_s: float) -> None:
-        """Start it; raises OSError where it cannot be. Call it before any thread is started."""
+        """Start it; raises OSError where it cannot be."""
         self._since_s = since_s
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  (there is no other thread yet)
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  (the monitor has no other Python thread)
         )
         if self._child.stdout is None:
             raise OSError(f"{command[0]} has no output")

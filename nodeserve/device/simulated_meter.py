@@ -17,8 +17,8 @@ from nodeserve.wire.accounting import Meter
 
 _LOG: Final = logging.getLogger(__name__)
 
-NAME: Final = "simulated-{}"
-"""Of a device's meter, by its number; as the configuration names simulated GPUs."""
+NAME: Final = "sim-{}"
+"""Of a device's meter, by its number."""
 
 SCRIPT: Final = "devices.script"
 """The file in the runtime directory that is read where no other is named."""

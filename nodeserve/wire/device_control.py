@@ -13,6 +13,9 @@ class _Message(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_default
     """A control message."""
 
 
+# ------------------------------------------------------------------- monitor to supervisor
+
+
 class MonitorReady(_Message, frozen=True, kw_only=True):
     """The monitor has looked at every device and reads them. Repeated after SayAgain."""
 
@@ -37,4 +40,16 @@ class DeviceReported(_Message, frozen=True, kw_only=True):
     report: DeviceReport
 
 
-DeviceMessage = MonitorReady | MonitorHeartbeat | DeviceReported
+# ------------------------------------------------------------------- supervisor to monitor
+
+
+class HealthClear(_Message, frozen=True, kw_only=True):
+    """All is well again with a device, says an operator; with None as ``meter`` with all of them.
+
+    The supervisor lifts its fences and tells the monitor the same, which forgets its findings.
+    """
+
+    meter: str | None = None
+
+
+DeviceMessage = MonitorReady | MonitorHeartbeat | DeviceReported | HealthClear

@@ -23,7 +23,7 @@ def node(tmp_path, clock):
 
 def test_a_system_has_a_meter_for_each_gpu(node):
     meters = [device.meter for device in node().devices]
-    assert [meter.meter for meter in meters] == [f"simulated-{index}" for index in range(8)]
+    assert [meter.meter for meter in meters] == [f"sim-{index}" for index in range(8)]
     assert {(m.kind, m.name, m.source, m.max_power_mw) for m in meters} == {
         ("simulated", "h100-sxm", "simulated", MAX_MW)
     }
@@ -36,7 +36,7 @@ def test_no_system_is_refused(tmp_path, clock):
 
 def test_energy_is_idle_power_and_what_the_engine_was_busy(node, tmp_path, clock):
     gpu, idle = node().devices[:2]
-    engine = EngineLoad(tmp_path, ("simulated-0",))
+    engine = EngineLoad(tmp_path, ("sim-0",))
     before = [device.read_now().counter_mj for device in (gpu, idle)]
     clock.advance(10)
     engine.add_busy(4.0)
@@ -47,7 +47,7 @@ def test_energy_is_idle_power_and_what_the_engine_was_busy(node, tmp_path, clock
 
 def test_power_and_utilization_are_means_of_about_a_second(node, tmp_path, clock):
     gpu = node().devices[0]
-    engine = EngineLoad(tmp_path, ("simulated-0",))
+    engine = EngineLoad(tmp_path, ("sim-0",))
     for _ in range(30):
         gpu.read_now()
         clock.advance(0.1)
@@ -63,7 +63,7 @@ def test_power_and_utilization_are_means_of_about_a_second(node, tmp_path, clock
 
 
 def test_a_counter_goes_on_for_the_next_monitor(node, tmp_path, clock):
-    SimulatedLoad(tmp_path, "simulated-0").add_busy(3.0)
+    SimulatedLoad(tmp_path, "sim-0").add_busy(3.0)
     first = node().devices[0].read_now().counter_mj
     clock.advance(1)
     assert node().devices[0].read_now().counter_mj - first == IDLE_MW
@@ -82,7 +82,7 @@ def test_a_script_says_what_becomes_of_a_device(node, tmp_path, clock):
     assert (condition.remap_pending, condition.nvlinks_down) == (True, (0, 1))
     assert condition.recovery_action == 4
     clock.advance(2)
-    with pytest.raises(DeviceLostError, match="simulated-2"):
+    with pytest.raises(DeviceLostError, match="sim-2"):
         gpu.read_now()
     clock.advance(2)
     assert gpu.read_now().power_mw == IDLE_MW
@@ -113,7 +113,7 @@ def test_xids_come_at_their_time_once_and_again_for_the_next_monitor(node, tmp_p
     assert gpus.take_xids() == []
     clock.advance(2.5)
     (seen,) = gpus.take_xids()
-    assert (seen.meter, seen.number, seen.at_s) == ("simulated-1", 94, 1002.0)
+    assert (seen.meter, seen.number, seen.at_s) == ("sim-1", 94, 1002.0)
     with script.open("a") as file:
         file.write("2.2 1 xid=79\n")
     assert [xid.number for xid in gpus.take_xids()] == [79]
