@@ -83,8 +83,10 @@ class Kmsg:
                 break
             except BrokenPipeError:
                 continue  # what was next has been overwritten; the kernel goes on behind it
-            if not record:
+            if not record and not found:
                 raise OSError("the kernel's messages have ended")
+            if not record:
+                break
             error = parse_record(record)
             if error is not None and (error.at_s or 0.0) >= self._since_s:
                 found.append(error)
@@ -126,8 +128,10 @@ class Journal:
                 chunk = os.read(self._fd, _CHUNK_BYTES)
             except BlockingIOError:
                 return found
-            if not chunk:
+            if not chunk and not found:
                 raise OSError(f"journalctl has ended with {self._child.poll()}")
+            if not chunk:
+                return found  # the end is there to be seen at the next call
             *lines, self._rest = (self._rest + chunk).split(b"\n")
             self._rest = self._rest[-_MAX_LINE_BYTES:]
             for line in lines:

@@ -1,6 +1,7 @@
 """A monitor in a process of its own, between a supervisor and a ledger that only listen."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from nodeserve.bus.sockets import bind, open_socket
 from nodeserve.wire import control
 from nodeserve.wire.accounting import MetersRead, decode_to_ledger, encode_message
 from nodeserve.wire.device_control import DeviceReported
+from nodeserve.wire.device_report import DeviceReport
 from nodeserve.wire.spawn import MonitorSpec
 
 ROOT = Path(__file__).parents[2]
@@ -91,18 +93,26 @@ class MonitorRig:
             self._take(min(left_s, 0.1))
         return found
 
-    def next_report(self):
+    def next_report(self) -> DeviceReport:
         """Return the next report that comes."""
         seen = len(self.reports)
-        return self.wait_for(lambda: self.reports[seen:] and self.reports[-1])
+        self.wait_for(lambda: self.reports[seen:])
+        return self.reports[-1]
 
     def next_read(self) -> MetersRead:
         """Return the next readings that come."""
         seen = len(self.reads)
-        return self.wait_for(lambda: self.reads[seen:] and self.reads[-1])
+        self.wait_for(lambda: self.reads[seen:])
+        return self.reads[-1]
+
+    def cpu_s(self) -> float:
+        """Return the CPU time that the monitor has used, by all its threads."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     @property
-    def reports(self):
+    def reports(self) -> list[DeviceReport]:
         return [said.report for _, said in self.said if isinstance(said, DeviceReported)]
 
     @property
