@@ -73,7 +73,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one worker process needs to know.
 
     ``generation`` is its engine_index on the EngineCore wire. ``cpus`` and ``gpu_uuids`` are
-    the whole TP group's; one of them is empty.
+    the whole TP group's; one of them is empty. ``meters`` are those of its GPUs, also of
+    simulated ones. ``ledger_address`` is where it says what it computes; None says nothing.
     """
 
     name: str
@@ -88,6 +89,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv: KvSpec
     cpus: tuple[int, ...] = ()
     gpu_uuids: tuple[str, ...] = ()
+    meters: tuple[str, ...] = ()
+    ledger_address: str | None = None
 
 
 class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +102,7 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     None where nothing is known of them. ``names_listeners`` is whether engines are told which
     listener a request came through, which they need to know where there are tiers below the GPU.
     ``min_bandwidth_gbps`` is below what a path for KV is refused; None refuses none that works.
+    ``ledger_address`` is where requests are booked; None books none.
     """
 
     generation: int
@@ -114,6 +118,7 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     output_token_s: float | None = None
     names_listeners: bool = False
     min_bandwidth_gbps: float | None = None
+    ledger_address: str | None = None
 
 
 class DiskTierSpec(msgspec.Struct, frozen=True, kw_only=True):

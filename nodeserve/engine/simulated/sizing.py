@@ -10,6 +10,8 @@ from nodeserve.errors import ConfigError
 from nodeserve.perf_model.model_shape import ModelShape, parse_model_shape
 from nodeserve.perf_model.profile import Profile
 from nodeserve.perf_model.roofline import gpu_spec, handoff_link, host_link, parse_system
+from nodeserve.perf_model.work_shape import work_shape
+from nodeserve.wire.accounting import WorkShape
 from nodeserve.wire.spawn import WorkerSpec
 
 _BLOCK_SIZE: Final = 16
@@ -31,6 +33,7 @@ class Sizing:
     shape: ModelShape
     max_model_len: int
     tp: int
+    work: WorkShape
 
     def ready_map(self, instance_id: str) -> dict[str, Any]:
         """Return vLLM's EngineCoreReadyResponse."""
@@ -102,7 +105,8 @@ def size_engine(spec: WorkerSpec) -> Sizing:
         lease_ttl_s=spec.kv.lease_ttl_s,
     )
     _check_fits(spec, limits, max_model_len)
-    return Sizing(limits, profile, shape, max_model_len, engine.tp)
+    work = work_shape(shape, gpu_spec(gpu), engine.tp, value_bytes)
+    return Sizing(limits, profile, shape, max_model_len, engine.tp, work)
 
 
 class _Args:
