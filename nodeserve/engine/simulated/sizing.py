@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nodeserve.engine.profiles import find_profile, read_model_config
+from nodeserve.engine.profiles import find_profile, kv_value_bytes, read_model_config
 from nodeserve.engine.simulated.limits import Limits
 from nodeserve.engine.simulated.wire import FIELDS
 from nodeserve.errors import ConfigError
@@ -82,7 +82,7 @@ def size_engine(spec: WorkerSpec) -> Sizing:
     engine, args = spec.engine, _Args(spec)
     _, gpu = parse_system(engine.simulate or "")
     shape = parse_model_shape(read_model_config(engine.model, engine.args.get("quantization")))
-    value_bytes = 1 if str(engine.args.get("kv_cache_dtype", "auto")).startswith("fp8") else 2
+    value_bytes = kv_value_bytes(engine)
     profile = find_profile(shape, gpu, engine.tp, value_bytes)
     block_size = args.size("block_size", _BLOCK_SIZE)
     block_bytes = profile.kv_bytes_per_token * block_size
