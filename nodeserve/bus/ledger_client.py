@@ -24,6 +24,12 @@ from nodeserve.wire.accounting import (
 PROBE_S: Final = 5.0
 """A ledger of which nothing is heard for so long is asked whether it knows us."""
 
+MAX_KEPT_BYTES: Final = 64 << 20
+"""What is kept for the ledger, however few messages it is; the oldest go first."""
+
+HIGH_WATER_MESSAGES: Final = 64
+"""What ZeroMQ keeps beside that."""
+
 LINGER_MS: Final = 500
 """How long what was said last may take to go when we close."""
 
@@ -58,7 +64,7 @@ class LedgerSocket:
             self._context,
             zmq.DEALER,
             identity=str(generation).encode(),
-            high_water_messages=MAX_UNACKNOWLEDGED,
+            high_water_messages=HIGH_WATER_MESSAGES,
         )
         self._socket.connect(address)
 
@@ -100,6 +106,7 @@ class LedgerClient:
         self._hello = None if hello is None else encode_message(hello)
         self._seq = 0
         self._kept: deque[tuple[int, bytes]] = deque()
+        self._kept_bytes = 0
         self._num_sent = 0
         self._owes_hello = self._hello is not None
         self._heard_s: float | None = None
@@ -114,10 +121,11 @@ class LedgerClient:
     def say(self, message_of: Callable[[int], StepLog | RequestsNoted]) -> None:
         """Say what ``message_of`` returns for its number, with the next ``turn``."""
         self._seq += 1
-        self._kept.append((self._seq, encode_message(message_of(self._seq))))
-        if len(self._kept) > MAX_UNACKNOWLEDGED:
-            self._kept.popleft()
-            self._num_sent = max(0, self._num_sent - 1)
+        frame = encode_message(message_of(self._seq))
+        self._kept.append((self._seq, frame))
+        self._kept_bytes += len(frame)
+        while len(self._kept) > MAX_UNACKNOWLEDGED or self._kept_bytes > MAX_KEPT_BYTES:
+            self._drop_oldest()
             self.num_forgotten += 1
 
     def turn(self, now_s: float) -> list[UseReported]:
@@ -153,19 +161,23 @@ class LedgerClient:
         match message:
             case LedgerAck(seq=seq):
                 while self._kept and self._kept[0][0] <= seq:
-                    self._kept.popleft()
-                    self._num_sent = max(0, self._num_sent - 1)
+                    self._drop_oldest()
             case LedgerHello():
                 self._owes_hello = self._hello is not None
                 self._num_sent = 0
             case UseReported():
                 pass
 
+    def _drop_oldest(self) -> None:
+        _, frame = self._kept.popleft()
+        self._kept_bytes -= len(frame)
+        self._num_sent = max(0, self._num_sent - 1)
+
     def _probe(self) -> None:
         """Say something again: a ledger that does not know us says so, and then gets it all."""
         if self._hello is not None:
             self._owes_hello = True
-        elif self._kept:
+        elif self._num_sent:
             self._port.send(self._kept[0][1])
 
     def _send(self) -> None:

@@ -102,7 +102,7 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     None where nothing is known of them. ``names_listeners`` is whether engines are told which
     listener a request came through, which they need to know where there are tiers below the GPU.
     ``min_bandwidth_gbps`` is below what a path for KV is refused; None refuses none that works.
-    ``ledger_address`` is where requests are booked; None books none.
+    ``ledger_address`` is where requests are booked, under ``model``; None books none.
     """
 
     generation: int
@@ -119,6 +119,7 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     names_listeners: bool = False
     min_bandwidth_gbps: float | None = None
     ledger_address: str | None = None
+    model: str = ""
 
 
 class DiskTierSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 import pytest
 import zmq
 
+from nodeserve.bus import ledger_client
 from nodeserve.bus.ledger_client import PROBE_S, LedgerClient, LedgerSocket
 from nodeserve.bus.sockets import bind, is_readable, open_socket, recv_now
 from nodeserve.wire.accounting import (
@@ -137,6 +138,28 @@ def test_a_silent_ledger_is_asked_whether_it_knows_us(port, hello, probe):
     client.turn(PROBE_S)
     client.turn(PROBE_S + 1)
     assert port.numbers() == [probe]
+
+
+def test_what_was_never_sent_is_not_said_twice(port):
+    client = LedgerClient(port)
+    client.turn(0.0)
+    client.say(note)
+    client.turn(PROBE_S)
+    assert port.numbers() == [1]
+
+
+def test_only_so_many_bytes_are_kept(port, monkeypatch):
+    size = len(encode_message(note(1)))
+    monkeypatch.setattr(ledger_client, "MAX_KEPT_BYTES", 2 * size)
+    client = LedgerClient(port)
+    for _ in range(5):
+        client.say(note)
+    client.turn(0.0)
+    assert (port.numbers(), client.num_forgotten) == ([4, 5], 3)
+    port.answer(LedgerAck(seq=5))
+    client.say(note)
+    client.turn(0.1)
+    assert port.numbers() == [6]
 
 
 def test_a_ledger_that_is_heard_is_not_asked(port):
