@@ -14,7 +14,12 @@ GPU out of service, take all of them out."""
 
 
 class DeviceSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One device as last seen. ``age_s`` is how long ago."""
+    """One device as last seen. ``age_s`` is how long ago.
+
+    ``throttle_reasons`` are all of the last second. ``is_lost``: its driver does not reach it.
+    ``xids`` are those of this run of the node. ``recovery_action`` is NVML's field 230, 0 for
+    none.
+    """
 
     meter: str
     index: int
@@ -40,6 +45,11 @@ class DeviceSample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     nvlink_errors: int | None = None
     pcie_replays: int | None = None
     xids: int = 0
+    is_lost: bool = False
+    slowdown_temperature_c: int | None = None
+    num_nvlinks: int | None = None
+    num_nvlinks_down: int | None = None
+    recovery_action: int | None = None
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

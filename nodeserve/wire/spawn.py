@@ -150,6 +150,32 @@ class BlockManagerSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_path: str | None = None
 
 
+class MonitorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the monitor needs to know.
+
+    ``gpu_uuids`` are the GPUs to watch, by their numbers on the node; without any NVML is not
+    loaded. ``simulate`` is a system such as ``8xh100-sxm``, whose devices are simulated instead;
+    ``script`` is a file that says what becomes of them. ``run_began_s`` is when this run of the
+    node began, on the monotonic clock: XIDs since then count, whichever monitor was there.
+    ``powercap_root`` is where CPU packages are looked for; None looks for none. ``nvml_library``
+    is a file to load NVML from; None has the driver's. ``health_overrides`` are an operator's
+    actions by signal. Without a ``ledger_address`` nobody is told of energy.
+    """
+
+    generation: int
+    runtime_dir: str
+    control_address: str
+    run_began_s: float
+    ledger_address: str | None = None
+    gpu_uuids: tuple[str, ...] = ()
+    simulate: str | None = None
+    script: str | None = None
+    kernel_log: bool = True
+    powercap_root: str | None = "/sys/class/powercap"
+    nvml_library: str | None = None
+    health_overrides: dict[str, str] = {}
+
+
 class InflightLimitSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How many requests a listener's python gateways may have in flight, all of them together.
 
