@@ -13,6 +13,7 @@ from nodeserve.errors import PeerError
 from nodeserve.wire.device_control import DeviceMessage
 from nodeserve.wire.kinds import Role
 from nodeserve.wire.kv_control import KvMessage, KvTierStatus
+from nodeserve.wire.ledger_control import LedgerMessage
 from nodeserve.wire.spawn import TenantSpec
 from nodeserve.wire.status import (
     HandoffStats,
@@ -357,6 +358,7 @@ Message = (
     | CommandReply
     | KvMessage
     | DeviceMessage
+    | LedgerMessage
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
