@@ -129,7 +129,10 @@ class Journal:
             except BlockingIOError:
                 return found
             if not chunk and not found:
-                raise OSError(f"journalctl has ended with {self._child.poll()}")
+                raise OSError(
+                    f"journalctl has ended with {self._child.poll()}; see whether this user is in "
+                    "the group systemd-journal"
+                )
             if not chunk:
                 return found  # the end is there to be seen at the next call
             *lines, self._rest = (self._rest + chunk).split(b"\n")
@@ -174,7 +177,7 @@ def journal_command(since_unix_s: float, journalctl: str = JOURNALCTL) -> list[s
         "--lines=all",
         f"--since=@{int(since_unix_s)}",
         "--output=json",
-        "--output-fields=MESSAGE,_TRANSPORT",
+        "--output-fields=MESSAGE,SYSLOG_FACILITY,_TRANSPORT",
         "--quiet",
         "--no-pager",
     ]
@@ -204,6 +207,7 @@ class _Entry(msgspec.Struct):
 
     message: str | list[int] | None = msgspec.field(name="MESSAGE", default=None)
     transport: str | None = msgspec.field(name="_TRANSPORT", default=None)
+    facility: str | None = msgspec.field(name="SYSLOG_FACILITY", default=None)
     time_us: str = msgspec.field(name="__MONOTONIC_TIMESTAMP", default="0")
 
 
@@ -222,7 +226,8 @@ def parse_journal_line(line: bytes) -> Error | None:
         at_s = int(entry.time_us) / 1e6
     except (msgspec.MsgspecError, ValueError):
         return None
-    if entry.transport != "kernel" or message is None:
+    # What a program has written into /dev/kmsg has the transport, but never the facility.
+    if entry.transport != "kernel" or entry.facility != "0" or message is None:
         return None
     return parse_message(message, at_s)
 

@@ -12,6 +12,10 @@ from nodeserve.device.kernel_messages import KernelLog
 _LOG: Final = logging.getLogger(__name__)
 
 RETRY_S: Final = 10.0
+MAX_RETRY_S: Final = 3600.0
+"""Messages that end again at once are asked for ever more seldom: they may not be ours to read."""
+
+_AT_ONCE_S: Final = 60.0
 
 Opener = Callable[[float], KernelLog | None]
 """Opens the messages from a time on, on the monotonic clock; None where they cannot be had."""
@@ -25,6 +29,8 @@ class KernelLine:
         self._since_s = since_s
         self._log: KernelLog | None = None
         self._retry_s: float | None = 0.0
+        self._pause_s = RETRY_S
+        self._opened_s = 0.0
 
     def fds(self) -> list[int]:
         """Return what is readable when there is something to take."""
@@ -34,6 +40,7 @@ class KernelLine:
         """Return what has come, without waiting."""
         if self._log is None and self._retry_s is not None and now_s >= self._retry_s:
             self._retry_s = None  # what cannot be had now cannot be had later
+            self._opened_s = now_s
             self._log = self._open(self._since_s)
         if self._log is None:
             return []
@@ -42,8 +49,12 @@ class KernelLine:
         except OSError as error:
             _LOG.warning("kernel_log_ended cause=%s", error)
             self.close()
-            self._since_s, self._retry_s = now_s, now_s + RETRY_S
+            was_short = now_s - self._opened_s < _AT_ONCE_S
+            pause_s = self._pause_s if was_short else RETRY_S
+            self._pause_s = min(2 * pause_s, MAX_RETRY_S)
+            self._retry_s = now_s + pause_s
             return []
+        self._since_s = now_s
         return found
 
     def close(self) -> None:

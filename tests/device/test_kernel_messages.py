@@ -31,7 +31,8 @@ def record(number, at_s, priority=3):
 
 
 def entry(number, at_s, **fields):
-    found = {"_TRANSPORT": "kernel", "__MONOTONIC_TIMESTAMP": str(int(at_s * 1e6))}
+    found = {"_TRANSPORT": "kernel", "SYSLOG_FACILITY": "0"}
+    found["__MONOTONIC_TIMESTAMP"] = str(int(at_s * 1e6))
     return json.dumps({**found, "MESSAGE": XID.format(number), **fields}).encode()
 
 
@@ -82,6 +83,7 @@ def test_a_message_of_several_lines_is_one_record():
 def test_an_entry_of_the_journal_counts_where_it_is_the_kernels():
     assert parse_journal_line(entry(79, 3.0)) == seen(79, 3.0)
     assert parse_journal_line(entry(79, 3.0, _TRANSPORT="stdout")) is None
+    assert parse_journal_line(entry(79, 3.0, SYSLOG_FACILITY="1")) is None
     as_bytes = list(XID.format(94).encode())
     assert parse_journal_line(entry(94, 3.0, MESSAGE=as_bytes)) == seen(94, 3.0)
     assert parse_journal_line(entry(94, 3.0, MESSAGE=None)) is None

@@ -1,8 +1,10 @@
+import itertools
+
 import pytest
 
 from nodeserve.device.base import XidSeen
 from nodeserve.device.kernel_log import SwitchError
-from nodeserve.monitor.kernel_line import RETRY_S, KernelLine, with_meters
+from nodeserve.monitor.kernel_line import MAX_RETRY_S, RETRY_S, KernelLine, with_meters
 
 XID = XidSeen(number=79, source="kernel", text="gone", pci="0000:19:00", at_s=5.0)
 
@@ -59,7 +61,29 @@ def test_messages_that_end_are_opened_again_after_a_while_from_there_on(opened):
     assert line.fds() == []
     assert line.take(10.0 + RETRY_S - 0.1) == []
     assert line.take(10.0 + RETRY_S) == [XID]
-    assert since == [3.0, 10.0]
+    assert since == [3.0, 3.0], "nothing has been read yet"
+
+
+def test_messages_that_end_at_once_are_asked_for_ever_more_seldom(opened):
+    opener, since = opened(*(FakeLog(OSError("ended")) for _ in range(20)))
+    line = KernelLine(opener, 0.0)
+    opened_s = []
+    for second in range(20_000):
+        line.take(float(second))
+        if len(since) > len(opened_s):
+            opened_s.append(second)
+    pauses = [after - before for before, after in itertools.pairwise(opened_s)]
+    assert pauses[:4] == [RETRY_S, 2 * RETRY_S, 4 * RETRY_S, 8 * RETRY_S]
+    assert max(pauses) == MAX_RETRY_S
+
+
+def test_messages_that_came_for_a_while_are_soon_asked_for_again_from_there_on(opened):
+    lasting = FakeLog([], OSError("ended"))
+    opener, since = opened(*(FakeLog(OSError("ended")) for _ in range(2)), lasting, FakeLog())
+    line = KernelLine(opener, 3.0)
+    for second in (0.0, 10.0, 30.0, 1000.0, 1000.0 + RETRY_S):
+        line.take(second)
+    assert since == [3.0, 3.0, 3.0, 30.0]
 
 
 def test_messages_that_cannot_be_had_are_asked_for_once(opened):

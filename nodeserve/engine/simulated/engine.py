@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import msgspec
 import zmq
 
 from nodeserve.bus.sockets import bind, open_socket
 from nodeserve.clock import MonotonicClock
+from nodeserve.device.simulated_load import EngineLoad
 from nodeserve.engine.base import Progress
 from nodeserve.engine.simulated.loop import OUTPUT_HIGH_WATER, EngineLoop, Sockets
 from nodeserve.engine.simulated.sizing import Sizing, size_engine
@@ -74,6 +76,7 @@ class SimulatedEngine:
             self._stop_fd,
             tier=self._open_tier(sizing),
             recorder=self.recorder,
+            load=EngineLoad(Path(spec.runtime_dir), spec.meters) if spec.meters else None,
         )
         ready = msgspec.msgpack.encode(sizing.ready_map(f"{spec.name}-{spec.generation}"))
         sockets.requests.send(ready)

@@ -11,6 +11,7 @@ import zmq
 
 from nodeserve.bus.sockets import is_readable, is_writable, recv_now
 from nodeserve.clock import MonotonicClock, unix_now_s
+from nodeserve.device.simulated_load import EngineLoad
 from nodeserve.engine.simulated.batch import BatchChanges, Unrecorded
 from nodeserve.engine.simulated.core import EngineCore
 from nodeserve.engine.simulated.sizing import Sizing
@@ -62,8 +63,12 @@ class EngineLoop:
         *,
         tier: Tier | None = None,
         recorder: StepRecorder | None = None,
+        load: EngineLoad | None = None,
     ) -> None:
-        """Own nothing: who made the sockets closes them. ``stop_fd`` readable means stop."""
+        """Own nothing: who made the sockets closes them. ``stop_fd`` readable means stop.
+
+        ``load`` is told how busy its devices are; None where nobody simulates their power.
+        """
         self._sizing = sizing
         self._limits = sizing.limits
         self._sockets = sockets
@@ -73,6 +78,7 @@ class EngineLoop:
         self._clock = MonotonicClock()
         vocabulary = Vocabulary(sizing.shape.vocab_size, sizing.shape.special_token_ids)
         self._recorder = recorder
+        self._load = load
         self._changes = Unrecorded() if recorder is None else BatchChanges()
         self._core = EngineCore(
             sizing.limits,
@@ -145,6 +151,8 @@ class EngineLoop:
             self._pace(now_s)
             ended_s = self._clock.now_s()
             recorder.ended(ended_s, joined=joined, left=left, once=chunks)
+        if self._load is not None:
+            self._load.add_busy(ended_s - now_s)
         self._core.finish_step(ended_s)
         self._publish_kv_events()
         self._flush()
