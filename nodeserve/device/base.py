@@ -5,9 +5,13 @@ None is what a device does not say or nobody may ask; never zero.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from nodeserve.wire.accounting import Meter
+
+RESET_REQUIRED: Final = 16
+"""The code of a DeviceLostError of a GPU that is there, and wants to be reset before it answers.
+Source: NVML_ERROR_RESET_REQUIRED of nvml.h."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

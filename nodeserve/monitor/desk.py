@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from nodeserve.clock import Clock
-from nodeserve.device.base import XidSeen
+from nodeserve.device.base import RESET_REQUIRED, XidSeen
 from nodeserve.device.kernel_log import SwitchError
 from nodeserve.monitor.call_marks import DRIVER
+from nodeserve.monitor.judge import Judge
 from nodeserve.monitor.kernel_line import with_meters
-from nodeserve.monitor.looked_up import look
+from nodeserve.monitor.looked_up import is_nvlink_fatal, look
 from nodeserve.monitor.sources import Sources
-from nodeserve.monitor.verdicts import Verdicts
 from nodeserve.monitor.watched import Watched
 from nodeserve.monitor.xids import XidMerge
 from nodeserve.wire.accounting import Meter, Reading
@@ -34,11 +34,11 @@ class Desk:
         has_news: Whether something has happened since the last report that may be a new finding.
     """
 
-    def __init__(self, sources: Sources, verdicts: Verdicts, clock: Clock) -> None:
+    def __init__(self, sources: Sources, judge: Judge, clock: Clock) -> None:
         """Open nothing yet but what cannot hang."""
         self._sources = sources
         self._marks = sources.marks
-        self._verdicts = verdicts
+        self._judge = judge
         self._xids = XidMerge()
         self._others = [Watched(device, clock.now_s()) for device in sources.open_others()]
         self._gpus: dict[str, Watched] = {}
@@ -90,8 +90,8 @@ class Desk:
             if not watched.is_lost and now_s >= self._next_condition_s.get(name, 0.0):
                 self._read_condition(watched, now_s)
         if watched.is_lost and not was_lost:
-            _LOG.error("gpu_lost gpu=%s", name)
-            self._verdicts.lost(name, now_s=now_s)
+            _LOG.error("gpu_lost gpu=%s cause=%s", name, watched.lost)
+            self._judge_lost(watched, now_s)
             self.has_news = True
 
     def take_xids(self, errors: Sequence[XidSeen | SwitchError], now_s: float) -> None:
@@ -104,13 +104,15 @@ class Desk:
             _LOG.warning(
                 "xid gpu=%s number=%d source=%s text=%r", meter, xid.number, xid.source, xid.text
             )
-            self._verdicts.xid(meter, xid.number, detail=xid.text, now_s=at_s)
+            self._judge.xid(meter, xid.number, detail=xid.text, now_s=at_s)
+            if is_nvlink_fatal(xid.number, xid.text):
+                self._judge.state(meter, "nvlink_fatal", detail=xid.text, now_s=at_s)
             self.has_news = True
             self._ask_driver(meter, now_s)
 
     def forget(self, meter: str | None) -> None:
         """Forget a device's findings, or with None all, as an operator wishes."""
-        num_forgotten = self._verdicts.clear(meter)
+        num_forgotten = self._judge.clear(meter)
         _LOG.info("findings_forgotten gpu=%s count=%d", meter or "all", num_forgotten)
         self.has_news = True
 
@@ -118,24 +120,26 @@ class Desk:
         """Return what all meters show."""
         return tuple(watched.reading() for watched in self.watched)
 
-    def report(self, now_s: float) -> DeviceReport:
-        """Judge all devices as they are now."""
+    def report(self, now_s: float, *, is_second: bool = True) -> DeviceReport:
+        """Judge all devices as they are now; ``is_second`` ends the second that is judged."""
         self.has_news = False
         hung = self._sources.hung
         for name in hung:
-            self._verdicts.hung(name, now_s=now_s)
+            self._judge.hung(name, now_s=now_s)
         samples = []
         for watched in self.watched:
             name = watched.meter.meter
             sample = watched.sample(now_s, xids=self._xids.count(name))
             samples.append(sample)
+            if is_second:
+                watched.begin_second()
             if watched.is_lost:
-                self._verdicts.lost(name, now_s=now_s)
+                self._judge_lost(watched, now_s)
             elif name in self._gpus:
-                self._verdicts.take(sample, now_s=now_s)
+                self._judge.take(sample, now_s=now_s)
         return DeviceReport(
             samples=tuple(samples),
-            findings=self._verdicts.findings(now_s=now_s),
+            findings=self._judge.findings(now_s=now_s),
             energy_source=self._energy_source(),
             hung=hung,
         )
@@ -157,9 +161,16 @@ class Desk:
         else:
             self._next_condition_s[name] = now_s + CONDITION_S + watched.meter.index * SPREAD_S
         condition = watched.condition
-        self._verdicts.recovery_action(name, condition.recovery_action, now_s=now_s)
+        self._judge.recovery_action(name, condition.recovery_action, now_s=now_s)
         for signal, detail in look(condition, watched.state):
-            self._verdicts.state(name, signal, detail=detail, now_s=now_s)
+            self._judge.state(name, signal, detail=detail, now_s=now_s)
+
+    def _judge_lost(self, watched: Watched, now_s: float) -> None:
+        name, cause = watched.meter.meter, watched.lost
+        if cause is not None and cause.code == RESET_REQUIRED:
+            self._judge.state(name, "gpu_reset_required", detail=str(cause), now_s=now_s)
+        else:
+            self._judge.lost(name, now_s=now_s)
 
     def _ask_driver(self, name: str, now_s: float) -> None:
         """Ask for the driver's own verdict, which wins over the XID."""

@@ -1,5 +1,6 @@
 """Which states of a device are not as they should be; pure."""
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -7,6 +8,17 @@ from nodeserve.device.base import Condition, State
 
 LOADED: Final = 0.5
 """From this utilisation on a link is as fast as it ever gets; an idle one slows down to save."""
+
+
+NVLINK_XIDS: Final = frozenset({74, *range(144, 151)})
+"""Whose text alone says how bad it is. Source: NVIDIA's XID catalogue, 2025-10."""
+
+_FATAL: Final = re.compile(r"(?<!non-)\bfatal\b", re.IGNORECASE)
+
+
+def is_nvlink_fatal(number: int, text: str) -> bool:
+    """Return whether the kernel calls an NVLink's error fatal; it writes ``Nonfatal``, too."""
+    return number in NVLINK_XIDS and _FATAL.search(text) is not None
 
 
 def look(condition: Condition, state: State) -> Iterator[tuple[str, str | None]]:

@@ -10,12 +10,15 @@ from typing import Final
 import msgspec
 
 from nodeserve.clock import MonotonicClock, unix_now_s
+from nodeserve.device.health_table import read_table
 from nodeserve.device.kernel_messages import KernelLog, open_kernel_log
+from nodeserve.health.table import with_overrides
+from nodeserve.health.verdict import Verdicts
 from nodeserve.monitor.desk import Desk
+from nodeserve.monitor.judge import Judge
 from nodeserve.monitor.kernel_line import KernelLine
 from nodeserve.monitor.service import Monitor
 from nodeserve.monitor.sources import Sources
-from nodeserve.monitor.verdicts import Unjudged, Verdicts
 from nodeserve.telemetry.logging import setup
 from nodeserve.wire.spawn import MonitorSpec
 
@@ -28,7 +31,7 @@ _BEFORE_S: Final = 2.0
 OpenKernelLog = Callable[[float, float], KernelLog | None]
 """Opens the kernel's messages from a time on, given on the monotonic and on the wall clock."""
 
-MakeVerdicts = Callable[[MonitorSpec, float], Verdicts]
+MakeJudge = Callable[[MonitorSpec, float], Judge]
 """Makes the judge; it is given Unix time minus monotonic time."""
 
 
@@ -40,13 +43,13 @@ def run(spec_bytes: bytes, fds: list[int]) -> None:  # noqa: ARG001  (the forkse
         fds: None are needed.
 
     Raises:
-        ConfigError: An address, or the simulated system, is none.
+        ConfigError: An address, the simulated system or an operator's action is none.
         DeviceError: The driver cannot be used, or is gone.
     """
-    serve(spec_bytes, open_kernel_log, unjudged)
+    serve(spec_bytes, open_kernel_log, judge_by_table)
 
 
-def serve(spec_bytes: bytes, open_log: OpenKernelLog, make_verdicts: MakeVerdicts) -> None:
+def serve(spec_bytes: bytes, open_log: OpenKernelLog, make_judge: MakeJudge) -> None:
     """Do as ``run``, with the kernel's messages and the judge of devices' health given."""
     setup()
     spec = _DECODER.decode(spec_bytes)
@@ -57,7 +60,7 @@ def serve(spec_bytes: bytes, open_log: OpenKernelLog, make_verdicts: MakeVerdict
         return open_log(since_s, since_s + offset_s - _BEFORE_S)
 
     kernel = KernelLine(open_since, spec.run_began_s) if spec.kernel_log else None
-    desk = Desk(Sources(spec, clock), make_verdicts(spec, offset_s), clock)
+    desk = Desk(Sources(spec, clock), make_judge(spec, offset_s), clock)
     monitor = Monitor(spec, desk, kernel, clock)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _calling(monitor.stop))
@@ -71,9 +74,14 @@ def serve(spec_bytes: bytes, open_log: OpenKernelLog, make_verdicts: MakeVerdict
     _LOG.info("monitor_ended generation=%d", spec.generation)
 
 
-def unjudged(spec: MonitorSpec, unix_offset_s: float) -> Verdicts:  # noqa: ARG001  (MakeVerdicts)
-    """Find nothing wrong."""
-    return Unjudged()
+def judge_by_table(spec: MonitorSpec, unix_offset_s: float) -> Verdicts:
+    """Judge by the table that this release ships, with an operator's actions.
+
+    Raises:
+        ConfigError: They name a signal or an action that there is not.
+    """
+    table = with_overrides(read_table(), spec.health_overrides)
+    return Verdicts(table, unix_offset_s=unix_offset_s)
 
 
 def _calling(action: Callable[[], None]) -> Callable[[int, FrameType | None], None]:

