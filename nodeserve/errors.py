@@ -47,6 +47,13 @@ class DeviceError(PeerError):
         self.code = code
 
 
+class DeviceLostError(DeviceError):
+    """A GPU is not there any more for its driver; nothing but a reset or a restart brings it back.
+
+    The other GPUs of that driver may be as good as ever.
+    """
+
+
 class InvariantError(NodeserveError):
     """nodeserve has a bug: report it. Exit code 70 (EX_SOFTWARE)."""
 

@@ -171,6 +171,7 @@ class RequestDesk:
             prompt_tokens=num_tokens,
             arrived_s=self.clock.now_s(),
             restorable=add.restorable and self.workers.can_resume,
+            has_stop_strings=bool(add.sampling and add.sampling.get("stop")),
         )
         gateway.requests[add.wire_id] = request
         self._requests[request.request_id] = request
@@ -309,7 +310,9 @@ class RequestDesk:
             wire_id=request.wire_id,
             batch=request.gateway.batch,
             sent=request.sent,
+            role=worker.role,
         )
+        self.traces.bookings.leg_began(leg)
         payload = self.codecs.payload(leg, request.add, command.lease_id)
         self._leave(request)
         request.leg = leg

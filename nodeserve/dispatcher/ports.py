@@ -6,6 +6,7 @@ Everything else of the dispatcher does no I/O: it is told what has come, and say
 from collections.abc import Callable
 from typing import Protocol
 
+from nodeserve.bus.ledger_client import LedgerPort
 from nodeserve.bus.sockets import Frames
 from nodeserve.wire.control import AttachGateway, Message
 
@@ -116,6 +117,10 @@ class Ports(Protocol):
 
     def supervisor(self) -> SupervisorPort:
         """Connect to the supervisor."""
+        ...
+
+    def ledger(self) -> LedgerPort | None:
+        """Connect to the ledger; None where there is none."""
         ...
 
     def engines(self, on_message: OnMessage) -> EnginesPort:

@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import math
 from typing import Any, Final
 
 import msgspec
 
 from nodeserve.clock import Clock
+from nodeserve.dispatcher import told
 from nodeserve.dispatcher.codecs import Codecs
 from nodeserve.dispatcher.desk import RequestDesk
 from nodeserve.dispatcher.gateway_link import GatewayLink
@@ -24,16 +24,14 @@ from nodeserve.dispatcher.utilities import Utilities
 from nodeserve.dispatcher.worker_link import Worker, WorkerTable, node_ready
 from nodeserve.errors import InvariantError, PeerError
 from nodeserve.ids import Generation
-from nodeserve.perf_model.request_cost import TYPICAL, RequestCost
 from nodeserve.router.messages import (
-    ListenerChanged,
     NodeDraining,
     RoleChanged,
     SettingsChanged,
     TimeElapsed,
     WorkerAttached,
 )
-from nodeserve.router.router import Router, RouterConfig
+from nodeserve.router.router import Router
 from nodeserve.wire import control
 from nodeserve.wire.engine_core import ABORT, ADD, UTILITY
 from nodeserve.wire.spawn import DispatcherSpec
@@ -68,14 +66,8 @@ class Dispatcher:
         self._draining: set[Generation] = set()
         self._feeds: dict[int, KvEventFeed] = {}
         self._wake: Timer | None = None
-        self.traces = Traces()
-        self.router = Router(
-            RouterConfig(
-                local_prefill_tokens=spec.local_prefill_tokens,
-                max_queued_requests=spec.max_queued_requests,
-                cost=_cost(spec),
-            )
-        )
+        self.traces = Traces(told.bookings(spec, clock, ports))
+        self.router = Router(told.router_config(spec))
         self.workers = WorkerTable(ports, self._on_attached)
         self.utilities = Utilities(
             self._ask, self._answer, spec.utility_deadline_s, dispatcher=spec.generation
@@ -103,6 +95,7 @@ class Dispatcher:
             feed.close()
         for gateway in self._gateways.values():
             gateway.close()
+        self.traces.bookings.close()
         self._outputs.close()
         self.workers.close()
         self._control.close()
@@ -336,7 +329,7 @@ class Dispatcher:
 
     def _attach_gateway(self, message: control.AttachGateway) -> None:
         if message.generation not in self._gateways:
-            self.desk.tell(_listener(message))
+            self.desk.tell(told.listener(message))
             self._gateways[message.generation] = GatewayLink(
                 self._ports, message, self._on_gateway_message, self._on_drained
             )
@@ -373,6 +366,7 @@ class Dispatcher:
         now_s = self._clock.now_s()
         self.utilities.expire(now_s=now_s)
         self.kv_paths.look()
+        self.traces.bookings.tick()
         for gateway in list(self._gateways.values()):
             since_s = gateway.congested_since_s
             if since_s is not None and now_s - since_s > STALL_S:
@@ -380,21 +374,3 @@ class Dispatcher:
         for generation in tuple(self._draining):
             self.desk.count_answers(generation)
         self.steps.loads.catch_up()
-
-
-def _cost(spec: DispatcherSpec) -> RequestCost:
-    if spec.prompt_token_s is None or spec.output_token_s is None:
-        return TYPICAL
-    return RequestCost(spec.prompt_token_s, spec.output_token_s)
-
-
-def _listener(message: control.AttachGateway) -> ListenerChanged:
-    tenant = message.tenant
-    return ListenerChanged(
-        listener=message.listener or message.name,
-        priority=tenant.priority,
-        weight=tenant.weight,
-        max_running=tenant.max_running_requests,
-        max_queued=tenant.max_queued_requests,
-        queue_timeout_s=tenant.queue_timeout_s if math.isfinite(tenant.queue_timeout_s) else None,
-    )

@@ -7,6 +7,7 @@ from typing import Final
 import zmq
 
 from nodeserve.bus.channel import ControlChannel
+from nodeserve.bus.ledger_client import LedgerSocket
 from nodeserve.bus.sockets import Frames, Reader, Writer, bind, open_socket, send_now
 from nodeserve.dispatcher.ports import OnMessage, Timer
 from nodeserve.ids import Generation
@@ -95,6 +96,11 @@ class Sockets:
     def supervisor(self) -> ControlChannel:
         """Connect to the supervisor."""
         return ControlChannel(self._spec.control_address, str(self._spec.generation).encode())
+
+    def ledger(self) -> LedgerSocket | None:
+        """Connect to the ledger; None where there is none."""
+        address = self._spec.ledger_address
+        return None if address is None else LedgerSocket(address, self._spec.generation)
 
     def engines(self, on_message: OnMessage) -> EnginesSocket:
         """Bind what engines connect to."""

@@ -266,6 +266,7 @@ class Steps:
         # An engine computes the prompt's last token in any case, and the others if it had to.
         if counter_of(own, "num_computed_tokens") > 1:
             self._counters.handoffs_failed += 1
+            self._traces.bookings.handoff_failed(request)
         else:
             self._counters.handoffs_completed += 1
             self._counters.handoff_bytes += handoff.num_bytes

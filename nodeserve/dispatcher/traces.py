@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from nodeserve.dispatcher.bookings import Unbooked
 from nodeserve.dispatcher.records import ClientRequest
 from nodeserve.router.messages import FailRequest
 from nodeserve.wire.status import Quantiles, RequestTrace
@@ -57,9 +58,14 @@ class Counters:
 
 
 class Traces:
-    """The last requests and the recent latencies."""
+    """The last requests and the recent latencies.
 
-    def __init__(self) -> None:
+    Attributes:
+        bookings: What the ledger is told.
+    """
+
+    def __init__(self, bookings: Unbooked | None = None) -> None:
+        self.bookings = bookings or Unbooked()
         self.counters = Counters()
         self.ttft = SlidingQuantiles()
         self.itl = SlidingQuantiles()
@@ -90,6 +96,7 @@ class Traces:
                 self.counters.aborted_requests += 1
             case _:
                 self.counters.finished_requests += 1
+        self.bookings.ended(request, finish)
         first_s = request.first_output_s
         self._recent.append(
             RequestTrace(

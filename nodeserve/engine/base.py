@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from nodeserve.engine.step_log import StepRecorder
 from nodeserve.wire.control import WorkerReady
 from nodeserve.wire.spawn import WorkerSpec
 
@@ -12,7 +13,13 @@ class Engine(Protocol):
 
     ``start`` then ``run`` are called once each, on the main thread. ``steps`` and
     ``num_requests`` are read at any time by the heartbeat thread; a value one step old is fine.
+    It also takes what has been recorded.
     """
+
+    @property
+    def recorder(self) -> StepRecorder | None:
+        """What it computes, from ``start`` on; None where nobody accounts for it."""
+        ...
 
     @property
     def steps(self) -> int:

@@ -21,17 +21,30 @@ def losses(slots: Slots) -> list[str]:
     return [
         *(f"no worker {_DOES[role]}" for role in needed if not _takes(slots, role)),
         *(f"{slot.name} is {slot.state()}{_cure(slot)}" for slot in lost),
+        *(word for slot in slots.of_kind(ProcessKind.WORKER) for word in _makeshift(slot)),
     ]
+
+
+def _makeshift(slot: Slot) -> list[str]:
+    """Return what a worker does that it would not do if the GPUs were well."""
+    said = []
+    if slot.role_before is not None:
+        said.append(f"{slot.name} stands in: {slot.role} instead of {slot.role_before}")
+    if slot.spared is not None:
+        said.append(f"{slot.name} serves on as the last worker, though {slot.spared}")
+    return said
 
 
 def _is_missed(slot: Slot) -> bool:
     """Tell whether it is wanted and does not serve; a fork server only if it stays away."""
     if slot.kind is ProcessKind.FORKSERVER:
         return slot.life.phase is Phase.FAILED
-    return slot.wanted and not slot.serves
+    return slot.wanted and (not slot.serves or slot.fence is not None)
 
 
 def _cure(slot: Slot) -> str:
+    if slot.fence is not None:
+        return f": {slot.fence}"
     failed = slot.life.phase is Phase.FAILED
     return f" (`nodeserve restart {slot.name}` tries again)" if failed else ""
 

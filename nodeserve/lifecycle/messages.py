@@ -14,6 +14,7 @@ from nodeserve.wire.control import (
     SetWorkerRole,
     WorkerReady,
 )
+from nodeserve.wire.device_report import Finding
 from nodeserve.wire.kinds import Role
 
 
@@ -130,6 +131,20 @@ class RoleAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class FindingsReported:
+    """The monitor's whole account of what is wrong with the devices."""
+
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FindingsCleared:
+    """An operator says that all is well with a device again; with None, with all of them."""
+
+    meter: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class TimeElapsed:
     """The time in ``NodeLife.wake_at_s`` has come."""
 
@@ -148,6 +163,8 @@ Event = (
     | ProcessSick
     | ProcessHeld
     | StopAsked
+    | FindingsReported
+    | FindingsCleared
     | Wish
     | TimeElapsed
 )

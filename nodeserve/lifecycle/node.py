@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from nodeserve.ids import Generation
 from nodeserve.lifecycle import process
+from nodeserve.lifecycle.device_care import DeviceCare
 from nodeserve.lifecycle.health import can_serve, losses
 from nodeserve.lifecycle.messages import (
     AnnounceReady,
@@ -13,6 +14,8 @@ from nodeserve.lifecycle.messages import (
     EngineReady,
     Event,
     ExitNode,
+    FindingsCleared,
+    FindingsReported,
     KillProcess,
     NodeEmptied,
     NodeStarted,
@@ -27,6 +30,7 @@ from nodeserve.lifecycle.messages import (
     StopAsked,
     TellDispatcher,
     TimeElapsed,
+    Wish,
     WorkerEmptied,
     WorkerRouted,
 )
@@ -59,6 +63,7 @@ class NodeLife:
         self._slots = self.kept.slots
         self._patience = patience
         self._wishes = Wishes(self._slots, patience)
+        self._care = DeviceCare(self._slots, self.kept.devices, self._wishes)
 
     # ------------------------------------------------------------------------ reading
 
@@ -87,14 +92,21 @@ class NodeLife:
     @property
     def state(self) -> str:
         """The node's state in one word."""
-        if self.phase is NodePhase.READY and not can_serve(self._slots):
+        if self._has_begun and not can_serve(self._slots):
             return "unavailable"
         return str(self.phase) if self.detail is None else "degraded"
 
     @property
+    def _has_begun(self) -> bool:
+        """Whether it is known what serves: a node without a GPU to use never gets ready."""
+        return self.phase is NodePhase.READY or (
+            self.phase is NodePhase.STARTING and self._slots.all_fenced()
+        )
+
+    @property
     def detail(self) -> str | None:
         """Why the node is degraded, in one line; None where it is not."""
-        found = losses(self._slots) if self.phase is NodePhase.READY else []
+        found = losses(self._slots) if self._has_begun else []
         return ", ".join(found) or None
 
     def check(self) -> None:
@@ -112,6 +124,15 @@ class NodeLife:
             RequestError: An operator named a process that does not exist or can't do this now.
             CapacityError: The generations are used up; restart the daemon.
         """
+        commands = self._react(event, now_s)
+        if self._care.is_needed:  # before anybody starts, who may be on a fenced GPU
+            commands += self._care.settle(self.phase, now_s)
+            commands += self._start_where_possible(now_s) + self._begin_to_serve()
+        elif isinstance(event, Wish):
+            commands += self._start_where_possible(now_s)
+        return commands
+
+    def _react(self, event: Event, now_s: float) -> list[Command]:
         match event:
             case NodeStarted():
                 return self._start_where_possible(now_s)
@@ -127,16 +148,16 @@ class NodeLife:
             case ProcessSick() | ProcessHeld():
                 return self._in_trouble(event)
             case WorkerEmptied(generation=generation):
-                slot = self._slots.of_generation(generation)
-                drains = slot is not None and slot.draining
-                return self._wishes.stop(slot, now_s) if slot is not None and drains else []
+                return self._worker_emptied(generation, now_s)
             case NodeEmptied():
                 return self._node_emptied(now_s)
             case StopAsked():
                 return self._stop_asked(now_s)
             case DrainAsked() | RestartAsked() | RoleAsked() | EndAsked() | Replanned():
-                commands = self._wishes.handle(event, self.phase, now_s=now_s)
-                return commands + self._start_where_possible(now_s)
+                return self._wishes.handle(event, self.phase, now_s=now_s)
+            case FindingsReported() | FindingsCleared():
+                self._care.hear(event)
+                return []
             case TimeElapsed():
                 return self._time_elapsed(now_s)
 
@@ -146,7 +167,7 @@ class NodeLife:
         commands: list[Command] = []
         if self.phase in (NodePhase.STARTING, NodePhase.READY):
             for slot in self._slots.by_name.values():
-                if slot.wanted and slot.life.phase is Phase.DOWN and self._slots.can_fork(slot):
+                if slot.may_run and slot.life.phase is Phase.DOWN and self._slots.can_fork(slot):
                     commands += self._slots.apply(slot, process.StartRequested(), now_s)
         return commands
 
@@ -170,9 +191,9 @@ class NodeLife:
 
     def _connect_gateways(self) -> list[Command]:
         """Let gateways begin: at the first start once every worker is there to be used."""
-        workers = self._slots.of_kind(ProcessKind.WORKER)
+        workers = [slot for slot in self._slots.of_kind(ProcessKind.WORKER) if not slot.fence]
         complete = all(worker.life.phase is Phase.READY for worker in workers)
-        if self.phase is NodePhase.STARTING and not complete:
+        if self.phase is NodePhase.STARTING and (not complete or self._slots.all_fenced()):
             return []
         gateways = self._slots.of_kind(ProcessKind.GATEWAY)
         return [command for gateway in gateways for command in self._slots.connect(gateway)]
@@ -181,14 +202,21 @@ class NodeLife:
         if slot.life.phase not in (Phase.STARTING, Phase.STOPPING):
             return []
         commands = self._slots.apply(slot, process.BecameReady(), now_s)
-        if self.phase is NodePhase.STARTING and all(
-            other.life.phase is Phase.READY for other in self._slots.serving()
-        ):
+        began = self._begin_to_serve()
+        if not began and slot.kind is ProcessKind.WORKER:
+            began = self._connect_gateways()
+        return commands + began
+
+    def _begin_to_serve(self) -> list[Command]:
+        """Say once that the node serves, when all are ready but those on GPUs that are fenced."""
+        if self.phase is not NodePhase.STARTING:
+            return []
+        needed = [slot for slot in self._slots.serving() if not slot.fence]
+        are_ready = all(slot.life.phase is Phase.READY for slot in needed)
+        if are_ready and not self._slots.all_fenced():
             self.kept.phase = NodePhase.READY
-            commands.append(AnnounceReady())
-        elif slot.kind is ProcessKind.WORKER:
-            commands += self._connect_gateways()
-        return commands
+            return [AnnounceReady()]
+        return self._connect_gateways()
 
     def _engine_ready(self, ready: WorkerReady) -> list[Command]:
         slot = self._slots.of_generation(ready.generation)
@@ -219,9 +247,9 @@ class NodeLife:
             commands += self._restart_group(now_s)
         if expected and slot.after_stop is AfterStop.START_AGAIN:
             commands += self._start_where_possible(now_s)
-        elif expected:
+        elif expected and slot.fence is None:
             slot.wanted = False
-        elif not slot.wanted:  # it died while it drained
+        elif not expected and not slot.may_run:  # it died while it drained
             self._slots.apply(slot, process.StopRequested(0), now_s)
         return commands
 
@@ -278,6 +306,12 @@ class NodeLife:
             if slot.life.phase is not Phase.STOPPING:
                 commands += self._slots.apply(slot, process.StopRequested(grace_s), now_s)
         return commands + self._continue_stop(now_s)
+
+    def _worker_emptied(self, generation: Generation, now_s: float) -> list[Command]:
+        slot = self._slots.of_generation(generation)
+        if slot is None or not slot.draining:
+            return []
+        return self._wishes.stop(slot, now_s)
 
     def _node_emptied(self, now_s: float) -> list[Command]:
         """Give the gateways only so long to write out the last answers."""

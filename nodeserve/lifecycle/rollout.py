@@ -90,7 +90,7 @@ class Rollout:
         self.under_way = None
         while self.restarts:
             slot = slots.get(self.restarts.pop(0))
-            if slot is not None and slot.wanted:
+            if slot is not None and slot.may_run:
                 self.under_way = (slot.name, slot.generation)
                 if slot.kind is ProcessKind.WORKER:
                     return RestartAsked(slot.name, immediately=False)
@@ -99,7 +99,7 @@ class Rollout:
 
     def _is_over(self, name: str, generation: int, slots: Mapping[str, Slot]) -> bool:
         slot = slots.get(name)
-        if slot is None or not slot.wanted:  # somebody has asked for something else meanwhile
+        if slot is None or not slot.may_run:  # somebody has asked for something else meanwhile
             return True
         if slot.life.phase in (Phase.BACKOFF, Phase.FAILED):
             self.halted = name
@@ -109,7 +109,10 @@ class Rollout:
 
 
 def _has_come(slot: Slot | None) -> bool:
-    return slot is not None and slot.life.phase in (Phase.READY, Phase.BACKOFF, Phase.FAILED)
+    if slot is None:
+        return False
+    has_settled = slot.life.phase in (Phase.READY, Phase.BACKOFF, Phase.FAILED)
+    return has_settled or slot.fence is not None
 
 
 def _end(slot: Slot) -> Step:

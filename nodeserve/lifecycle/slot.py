@@ -26,18 +26,27 @@ class SlotPlan:
     """What the node is made of: one process with its name, kind and the fork server it needs.
 
     ``forkserver`` names the slot that must be ready before this one can start; None for the
-    fork servers themselves.
+    fork servers themselves. ``meters`` name the GPUs of a worker.
     """
 
     name: str
     kind: ProcessKind
     forkserver: str | None = None
     role: Role | None = None
+    meters: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class Slot:
-    """The present incarnation of one planned process."""
+    """The present incarnation of one planned process.
+
+    Attributes:
+        wanted: Whether an operator, or the configuration, wants it to run.
+        fence: Why it must not run whoever wants it: what is wrong with a GPU; None where it may.
+        spared: What it would be drained for if it were not the last worker.
+        role_before: What it is used for when it does not stand in for one that is fenced.
+        begun_s: When its present incarnation was started.
+    """
 
     plan: SlotPlan
     life: ProcessLife = field(default_factory=ProcessLife)
@@ -52,6 +61,10 @@ class Slot:
     sick: str | None = None
     drain_deadline_s: float | None = None
     incarnations: int = 0
+    fence: str | None = None
+    spared: str | None = None
+    role_before: Role | None = None
+    begun_s: float = 0.0
 
     @property
     def name(self) -> str:
@@ -67,6 +80,11 @@ class Slot:
     def restarts(self) -> int:
         """How often it was started again, whatever had ended it."""
         return max(0, self.incarnations - 1)
+
+    @property
+    def may_run(self) -> bool:
+        """Whether it is wanted and nothing is in the way."""
+        return self.wanted and self.fence is None
 
     @property
     def serves(self) -> bool:
@@ -114,4 +132,6 @@ class Slot:
         """The phase, or what it comes to: what `status` shows."""
         if self.sick is not None and self.running:
             return str(Phase.STOPPING)
+        if self.fence is not None and not self.running:
+            return "fenced"
         return "draining" if self.draining and self.running else str(self.life.phase)

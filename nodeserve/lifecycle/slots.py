@@ -80,6 +80,8 @@ class Slots:
             raise InvariantError(f"node: two slots share a generation: {sorted(used)}")
         for slot in self.by_name.values():
             slot.life.check()
+            if slot.fence is not None and slot.life.phase is Phase.BACKOFF:
+                raise InvariantError(f"node: {slot.name} is fenced and waits to be started")
 
     def serving(self) -> Iterable[Slot]:
         """Return the slots whose loss the node's users may notice: all but the fork servers."""
@@ -88,6 +90,11 @@ class Slots:
     def of_kind(self, kind: ProcessKind) -> list[Slot]:
         """Return the slots of one kind, in the order of the plan."""
         return [slot for slot in self.by_name.values() if slot.kind is kind]
+
+    def all_fenced(self) -> bool:
+        """Return whether there are workers, and every one of them is on a GPU that is fenced."""
+        workers = self.of_kind(ProcessKind.WORKER)
+        return bool(workers) and all(slot.fence is not None for slot in workers)
 
     def forkserver_of(self, slot: Slot) -> Slot | None:
         """Return the fork server that this slot needs; None for the fork servers themselves."""
@@ -110,6 +117,7 @@ class Slots:
             match command:
                 case process.Spawn():
                     commands.append(SpawnProcess(slot.name, self._next_generation(slot)))
+                    slot.begun_s = now_s
                 case process.Terminate():
                     commands.append(TerminateProcess(slot.generation))
                 case process.Kill():

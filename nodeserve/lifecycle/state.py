@@ -3,6 +3,7 @@
 import enum
 from dataclasses import dataclass, field
 
+from nodeserve.lifecycle.fences import DeviceState
 from nodeserve.lifecycle.messages import ExitNode
 from nodeserve.lifecycle.slots import Slots
 
@@ -28,3 +29,4 @@ class NodeState:
     drain_deadline_s: float | None = None
     settled_at_s: float | None = None
     exit: ExitNode = field(default_factory=lambda: ExitNode(0))
+    devices: DeviceState = field(default_factory=DeviceState)

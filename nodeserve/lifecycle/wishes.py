@@ -47,6 +47,8 @@ class Wishes:
                 slot = self._slots.named(event.process)
                 if phase in (NodePhase.DRAINING, NodePhase.STOPPING):
                     raise RequestError(f"the node is {phase}: it starts nothing any more")
+                if slot.fence is not None:
+                    raise RequestError(f"{slot.name} may not start: {slot.fence}")
                 return self._restart(slot, now_s, immediately=event.immediately)
             case RoleAsked(worker=name, role=role, force=force):
                 return self._change_role(self._slots.worker(name), role, force=force)
@@ -64,13 +66,22 @@ class Wishes:
         """Ask a process to end, and kill it when it does not."""
         return self._slots.apply(slot, process.StopRequested(self._patience.stop_s), now_s)
 
+    def drain(self, slot: Slot, after: AfterStop, now_s: float) -> list[Command]:
+        """Have a worker that is ready give its requests away, and then end it."""
+        slot.after_stop = after
+        if slot.draining:
+            return []
+        slot.draining = True
+        slot.drain_deadline_s = now_s + self._patience.drain_s
+        return [TellDispatcher(DrainWorker(generation=slot.generation))]
+
     def _drain_asked(
         self, slot: Slot, phase: NodePhase, now_s: float, *, force: bool
     ) -> list[Command]:
         self._require_drainable(slot, phase, force=force)
         slot.wanted = False
         if slot.life.phase is Phase.READY:
-            return self._drain(slot, AfterStop.STAY_DOWN, now_s)
+            return self.drain(slot, AfterStop.STAY_DOWN, now_s)
         slot.after_stop = AfterStop.STAY_DOWN
         return [] if slot.life.phase is Phase.STOPPING else self.end(slot, now_s)
 
@@ -86,14 +97,6 @@ class Wishes:
             )
             raise RequestError(text)
 
-    def _drain(self, slot: Slot, after: AfterStop, now_s: float) -> list[Command]:
-        slot.after_stop = after
-        if slot.draining:
-            return []
-        slot.draining = True
-        slot.drain_deadline_s = now_s + self._patience.drain_s
-        return [TellDispatcher(DrainWorker(generation=slot.generation))]
-
     def _restart(self, slot: Slot, now_s: float, *, immediately: bool) -> list[Command]:
         serves = slot.life.phase is Phase.READY
         if slot.life.phase in _AT_REST:
@@ -101,7 +104,7 @@ class Wishes:
             return []
         if slot.kind is ProcessKind.WORKER and serves and not immediately:
             slot.wanted = True
-            return self._drain(slot, AfterStop.START_AGAIN, now_s)
+            return self.drain(slot, AfterStop.START_AGAIN, now_s)
         if slot.kind is ProcessKind.DISPATCHER and serves and not immediately:
             text = (
                 f"{slot.name} is ready, and its end cuts off every open stream; restart it all "
@@ -143,7 +146,7 @@ class Wishes:
                 " or change this one all the same with --force"
             )
             raise RequestError(text)
-        slot.role = role
+        slot.role, slot.role_before = role, None
         if not slot.attached:
             return []
         message = SetWorkerRole(generation=slot.generation, role=role)

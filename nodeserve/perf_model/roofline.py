@@ -12,13 +12,13 @@ from nodeserve.perf_model.profile import Profile
 
 KNOT_TOKENS: Final = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
-_WEIGHT_EFFICIENCY: Final = 0.77
+WEIGHT_EFFICIENCY: Final = 0.77
 """Share of peak bandwidth when reading weights: Llama-70B FP8 on H100, 70.6 GB in 27.4 ms."""
 
 _KV_EFFICIENCY: Final = 0.93
 """The same when reading KV: 0.93-0.94 on H100, 0.91-0.92 on H200."""
 
-_GEMM_EFFICIENCY: Final = 0.61
+GEMM_EFFICIENCY: Final = 0.61
 """Share of peak compute in prefill: Llama-70B FP8 on H100."""
 
 _ATTENTION_EFFICIENCY: Final = 0.65
@@ -155,9 +155,9 @@ def _linear_ms(shape: ModelShape, spec: GpuSpec, tp: int, tokens: int) -> float:
         missed = (1 - shape.experts_per_token / shape.num_experts) ** tokens
         touched += shape.expert_params * (1 - missed)
     weight_bytes = touched * shape.bytes_per_weight
-    read_s = weight_bytes / (tp * spec.memory_bytes_per_s * _WEIGHT_EFFICIENCY)
+    read_s = weight_bytes / (tp * spec.memory_bytes_per_s * WEIGHT_EFFICIENCY)
     flops = spec.fp8_flops if shape.bytes_per_weight == 1.0 else spec.bf16_flops
-    efficiency = float(_GEMM_EFFICIENCY * tp**_TP_EXPONENT)
+    efficiency = float(GEMM_EFFICIENCY * tp**_TP_EXPONENT)
     compute_s = 2 * shape.active_params * tokens / (tp * flops * efficiency)
     reduce_ms = 2 * shape.num_layers * _ALL_REDUCE_MS if tp > 1 else 0.0
     return max(read_s, compute_s) * 1e3 + reduce_ms

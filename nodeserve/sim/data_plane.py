@@ -11,6 +11,7 @@ from nodeserve.errors import PeerError
 from nodeserve.ids import Generation
 from nodeserve.sim.event_queue import Scheduled
 from nodeserve.sim.gateway import SimGateway
+from nodeserve.sim.ledger import SimLedger
 from nodeserve.sim.links import Link
 from nodeserve.sim.process import Process
 from nodeserve.sim.watch import RouterWatch
@@ -27,13 +28,18 @@ OUTPUTS_HELD_BACK: Final = 16
 
 
 class SimPorts:
-    """The dispatcher's ``Ports``. Each method that opens one may be called once, as it is."""
+    """The dispatcher's ``Ports``. Each method that opens one may be called once, as it is.
+
+    Attributes:
+        booked: What it has told the ledger.
+    """
 
     num_bad_frames = 0
 
     def __init__(self, node: "SimNode", owner: "SimDispatcher") -> None:
         self._node = node
         self._owner = owner
+        self.booked = SimLedger()
         self._engines: dict[bytes, SimWorker] = {}
         self._outputs: deque[list[bytes]] = deque()
         self._is_paused = False
@@ -51,6 +57,12 @@ class SimPorts:
     async def recv(self) -> Message:
         """Never: what the supervisor says is handed in by ``obey``."""
         raise NotImplementedError
+
+    # --------------------------------------------------------------------------- ledger
+
+    def ledger(self) -> SimLedger:
+        """Return what looks at the bookings."""
+        return self.booked
 
     # -------------------------------------------------------------------------- engines
 

@@ -119,6 +119,7 @@ class SimNode:
         if dispatcher is None or self.supervisor.ended is not None:
             return
         dispatcher.watch.check_end()
+        dispatcher.ports.booked.check_end()
         self._require("nothing is left", not dispatcher.service.desk.legs, "legs")
         for process in self.supervisor.processes:
             fenced = process.generation not in dispatcher.service.workers.attached

@@ -10,18 +10,10 @@ from typing import Final
 import msgspec
 
 from nodeserve.errors import PeerError
+from nodeserve.wire.device_control import DeviceMessage
 from nodeserve.wire.kinds import Role
-from nodeserve.wire.kv_control import (
-    BlockManagerHeartbeat,
-    BlockManagerReady,
-    KvClear,
-    KvDone,
-    KvEngineGone,
-    KvPin,
-    KvTierStatus,
-    KvTierStatusRequest,
-    KvUnpin,
-)
+from nodeserve.wire.kv_control import KvMessage, KvTierStatus
+from nodeserve.wire.ledger_control import LedgerMessage
 from nodeserve.wire.spawn import TenantSpec
 from nodeserve.wire.status import (
     HandoffStats,
@@ -364,15 +356,9 @@ Message = (
     | RoleRequest
     | ReloadRequest
     | CommandReply
-    | BlockManagerReady
-    | BlockManagerHeartbeat
-    | KvEngineGone
-    | KvTierStatusRequest
-    | KvTierStatus
-    | KvClear
-    | KvPin
-    | KvUnpin
-    | KvDone
+    | KvMessage
+    | DeviceMessage
+    | LedgerMessage
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -33,5 +33,8 @@ class ProcessKind(enum.StrEnum):
     FORKSERVER = "forkserver"
     DISPATCHER = "dispatcher"
     BLOCK_MANAGER = "block-manager"
+    MONITOR = "monitor"
+    LEDGER = "ledger"
+    EXPORTER = "exporter"
     GATEWAY = "gateway"
     WORKER = "worker"

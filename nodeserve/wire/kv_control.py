@@ -197,3 +197,16 @@ class KvDone(_Message, frozen=True, kw_only=True):
     detail: str = ""
     error: str | None = None
     exit_code: int = 69
+
+
+KvMessage = (
+    BlockManagerReady
+    | BlockManagerHeartbeat
+    | KvEngineGone
+    | KvTierStatusRequest
+    | KvTierStatus
+    | KvClear
+    | KvPin
+    | KvUnpin
+    | KvDone
+)

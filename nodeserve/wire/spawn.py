@@ -75,7 +75,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one worker process needs to know.
 
     ``generation`` is its engine_index on the EngineCore wire. ``cpus`` and ``gpu_uuids`` are
-    the whole TP group's; one of them is empty.
+    the whole TP group's; one of them is empty. ``meters`` are those of its GPUs, also of
+    simulated ones. ``ledger_address`` is where it says what it computes; None says nothing.
     """
 
     name: str
@@ -90,6 +91,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv: KvSpec
     cpus: tuple[int, ...] = ()
     gpu_uuids: tuple[str, ...] = ()
+    meters: tuple[str, ...] = ()
+    ledger_address: str | None = None
 
 
 class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +104,7 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     None where nothing is known of them. ``names_listeners`` is whether engines are told which
     listener a request came through, which they need to know where there are tiers below the GPU.
     ``min_bandwidth_gbps`` is below what a path for KV is refused; None refuses none that works.
+    ``ledger_address`` is where requests are booked, under ``model``; None books none.
     """
 
     generation: int
@@ -116,6 +120,8 @@ class DispatcherSpec(msgspec.Struct, frozen=True, kw_only=True):
     output_token_s: float | None = None
     names_listeners: bool = False
     min_bandwidth_gbps: float | None = None
+    ledger_address: str | None = None
+    model: str = ""
 
 
 class DiskTierSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +150,55 @@ class BlockManagerSpec(msgspec.Struct, frozen=True, kw_only=True):
     quotas: dict[str, float] = {}
     disk: DiskTierSpec | None = None
     log_path: str | None = None
+
+
+class MonitorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the monitor needs to know.
+
+    ``gpu_uuids`` are the GPUs to watch, by their numbers on the node; without any NVML is not
+    loaded. ``simulate`` is a system such as ``8xh100-sxm``, whose devices are simulated instead;
+    ``script`` is a file that says what becomes of them. ``run_began_s`` is when this run of the
+    node began, on the monotonic clock: XIDs since then count, whichever monitor was there.
+    ``powercap_root`` is where CPU packages are looked for; None looks for none. ``nvml_library``
+    is a file to load NVML from; None has the driver's. ``health_overrides`` are an operator's
+    actions by signal. Without a ``ledger_address`` nobody is told of energy.
+    """
+
+    generation: int
+    runtime_dir: str
+    control_address: str
+    run_began_s: float
+    ledger_address: str | None = None
+    gpu_uuids: tuple[str, ...] = ()
+    simulate: str | None = None
+    script: str | None = None
+    kernel_log: bool = True
+    powercap_root: str | None = "/sys/class/powercap"
+    nvml_library: str | None = None
+    health_overrides: dict[str, str] = {}
+
+
+class LedgerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the ledger needs to know.
+
+    ``db_path`` is its file, which outlives every node that writes it; ``run_id`` is that of this
+    supervisor process, for ids of requests are unique within it only. ``node`` and ``zone`` say
+    whose figures they are. Windows older than ``window_days`` become sums by the hour, and
+    requests older than ``request_days`` sums by listener. ``budgets`` has the listeners with a
+    budget of energy, each with its period: ``hour``, ``day`` or ``month``, of UTC.
+    """
+
+    generation: int
+    runtime_dir: str
+    control_address: str
+    ledger_address: str
+    db_path: str
+    run_id: str
+    node: str = ""
+    zone: str = ""
+    window_days: float = 7.0
+    request_days: float = 90.0
+    budgets: dict[str, str] = {}
 
 
 class InflightLimitSpec(msgspec.Struct, frozen=True, kw_only=True):

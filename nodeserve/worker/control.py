@@ -8,6 +8,7 @@ from nodeserve.wire.control import (
     ChildFailed,
     Message,
     SayAgain,
+    SetWorkerRole,
     WorkerHeartbeat,
     WorkerHello,
     WorkerProgress,
@@ -29,9 +30,14 @@ class ControlChannel(Protocol):
 
 
 class Reporter:
-    """Says who speaks in each message of one worker process; any thread may use it."""
+    """Says who speaks in each message of one worker process; any thread may use it.
+
+    Attributes:
+        role: What the worker is used for, as far as it was told.
+    """
 
     def __init__(self, channel: ControlChannel, spec: WorkerSpec) -> None:
+        self.role = spec.role
         self._channel = channel
         self._spec = spec
         self._ready: WorkerReady | None = None
@@ -51,9 +57,11 @@ class Reporter:
         self._channel.send(ready)
 
     def answer(self) -> None:
-        """Do what the supervisor has asked for since the last call: to say again what it missed."""
+        """Take what the supervisor has said since the last call: the role, what to say again."""
         while (message := self._channel.poll()) is not None:
-            if isinstance(message, SayAgain) and self._ready is not None:
+            if isinstance(message, SetWorkerRole):
+                self.role = message.role
+            elif isinstance(message, SayAgain) and self._ready is not None:
                 self._channel.send(self._ready)
 
     def heartbeat(self, engine: Engine, *, next_s: float) -> None:

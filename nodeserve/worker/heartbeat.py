@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Final, Self
 
 from nodeserve.engine.base import Engine
@@ -21,14 +22,20 @@ class Heartbeat:
     """Reports the engine's counters every ``interval_s`` while it works, the first time at once.
 
     It reads two numbers and never calls into the engine, so a stuck engine is seen as one:
-    the heartbeats go on while the steps stand still.
+    the heartbeats go on while the steps stand still. ``beside`` is called with each of them.
     """
 
     def __init__(
-        self, reporter: Reporter, engine: Engine, *, interval_s: float = INTERVAL_S
+        self,
+        reporter: Reporter,
+        engine: Engine,
+        *,
+        interval_s: float = INTERVAL_S,
+        beside: Callable[[], None] = lambda: None,
     ) -> None:
         self._reporter = reporter
         self._engine = engine
+        self._beside = beside
         self._interval_s = interval_s
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -52,5 +59,6 @@ class Heartbeat:
                 self._reporter.answer()
             except PeerError as error:
                 _LOG.warning("heartbeat_unsent cause=%r", str(error))
+            self._beside()
             if self._is_over.wait(next_s):
                 return

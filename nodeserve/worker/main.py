@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from nodeserve.bus.channel import BlockingControlClient
+from nodeserve.clock import MonotonicClock
 from nodeserve.engine.base import EngineFactory
 from nodeserve.engine.select import create
 from nodeserve.errors import PeerError
@@ -18,6 +19,7 @@ from nodeserve.telemetry.logging import setup
 from nodeserve.wire.spawn import WorkerSpec
 from nodeserve.worker.control import Reporter
 from nodeserve.worker.heartbeat import Heartbeat
+from nodeserve.worker.step_teller import telling
 
 _LOG: Final = logging.getLogger(__name__)
 _DECODER: Final = msgspec.msgpack.Decoder(WorkerSpec)
@@ -58,8 +60,10 @@ def serve(spec: WorkerSpec, reporter: Reporter, make_engine: EngineFactory) -> N
         _on_sigterm(engine.stop)
         reporter.ready(ready)
         _LOG.info("worker_ready worker=%s generation=%d", spec.name, spec.generation)
-        with Heartbeat(reporter, engine):
-            engine.run()
+        with telling(spec, engine, reporter, MonotonicClock()) as teller:
+            beside = _nothing if teller is None else teller.tell
+            with Heartbeat(reporter, engine, beside=beside):
+                engine.run()
     except Exception as error:
         _LOG.exception("worker_failed worker=%s generation=%d", spec.name, spec.generation)
         with contextlib.suppress(PeerError):
@@ -73,6 +77,10 @@ def _on_sigterm(action: Callable[[], None]) -> None:
         action()
 
     signal.signal(signal.SIGTERM, handle)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _leave() -> None:

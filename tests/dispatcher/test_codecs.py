@@ -28,7 +28,7 @@ def leg_of(codecs: Codecs, kind: LegKind) -> Leg:
     asked.handoff = Handoff(10, LeaseId(5), 10, 4096, {"lease_id": 5})
     asked.prefill_stats = {"num_cached_tokens": 3}
     worker = Worker(attach(7))
-    return Leg(LegId("d1-1.1"), kind, asked, worker, "a", [], asked.sent)
+    return Leg(LegId("d1-1.1"), kind, asked, worker, "a", [], asked.sent, worker.role)
 
 
 def told(codecs: Codecs, leg: Leg, lease: int | None = None) -> list[Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from nodeserve.dispatcher.bookings import Bookings
 from nodeserve.dispatcher.desk import RequestDesk
 from nodeserve.dispatcher.joins import Joins
 from nodeserve.dispatcher.service import Dispatcher
@@ -150,6 +151,16 @@ def joined_end_forgets_its_tokens(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OutputCodec, "join_end", join_end)
 
 
+def an_abort_is_not_booked(patch: pytest.MonkeyPatch) -> None:
+    sound = Bookings.ended
+
+    def ended(self, request, finish):
+        if finish != "abort":
+            sound(self, request, finish)
+
+    patch.setattr(Bookings, "ended", ended)
+
+
 @dataclass(frozen=True)
 class Planted:
     """A bug, the rule that it breaks, and within how many seeds that must show."""
@@ -176,6 +187,7 @@ BUGS = [
     Planted(waiting_time_is_never_up, "nothing waits for ever", 100),
     Planted(outputs_join_what_was_posted, "tokens are contiguous", 100),
     Planted(joined_end_forgets_its_tokens, "an answer is whole", 100),
+    Planted(an_abort_is_not_booked, "every end is booked", 100),
 ]
 
 

@@ -10,6 +10,7 @@ import msgspec
 from nodeserve.engine.base import Engine
 from nodeserve.engine.simulated.engine import SimulatedEngine
 from nodeserve.wire.spawn import EngineSpec, KvSpec, WorkerSpec
+from tests.support.step_telling import accounted
 from tests.support.vllm_node import START_DEADLINE_S, VllmNode
 
 CONFIG = {
@@ -52,7 +53,7 @@ class SimulatedNode(VllmNode):
     def start(self, spec: WorkerSpec) -> None:
         engine = SimulatedEngine(spec, lambda _: None)
         self.ready[spec.generation] = engine.start()
-        thread = threading.Thread(target=engine.run, daemon=True)
+        thread = threading.Thread(target=_serve, args=(engine, spec), daemon=True)
         thread.start()
         self.engines[spec.generation], self._threads[spec.generation] = engine, thread
 
@@ -72,3 +73,8 @@ class SimulatedNode(VllmNode):
         for generation in self.engines:
             self.stop(generation)
         self._zmq.destroy(linger=0)
+
+
+def _serve(engine: Engine, spec: WorkerSpec) -> None:
+    with accounted(engine, spec):
+        engine.run()

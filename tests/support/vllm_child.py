@@ -25,6 +25,7 @@ from nodeserve.errors import ConfigError, NodeserveError
 from nodeserve.wire import control
 from nodeserve.wire.spawn import PythonGatewaySpec, WorkerSpec
 from tests.support import tiny_model
+from tests.support.step_telling import accounted
 
 
 def make_model(folder: str, changes: dict[str, Any]) -> None:
@@ -148,4 +149,5 @@ def _run(engine: VllmEngine, spec: WorkerSpec, pipe: Connection) -> None:
     except NodeserveError as error:
         pipe.send_bytes(f"{type(error).__name__}: {error}".encode())
         sys.exit(error.exit_code)
-    engine.run()
+    with accounted(engine, spec):
+        engine.run()

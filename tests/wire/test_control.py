@@ -15,6 +15,8 @@ from nodeserve.wire.control import (
     WorkerGivenUp,
     WorkerHeartbeat,
 )
+from nodeserve.wire.device_control import DeviceReported
+from nodeserve.wire.device_report import DeviceReport, DeviceSample, Finding
 from nodeserve.wire.kv_control import KvDone, KvPin, KvPrefix, KvTierLoad, KvTierStatus
 from nodeserve.wire.status import Quantiles, RequestTrace
 
@@ -43,6 +45,24 @@ TRACE = RequestTrace(
             tiers=(KvTierLoad(name="host", hits=2), KvTierLoad(name="disk", failure="full")),
             prefixes=(KvPrefix(key="ab12", blocks=3, hits=9),),
             refused_engines={7: "another model"},
+        ),
+        DeviceReported(
+            generation=5,
+            report=DeviceReport(
+                samples=(DeviceSample(meter="GPU-1", index=1, name="H100", age_s=0.1),),
+                findings=(
+                    Finding(
+                        meter="GPU-1",
+                        signal="xid_79",
+                        severity="fatal",
+                        action="fence",
+                        detail="fallen off the bus",
+                        provenance="catalog",
+                        since_unix_s=1.5,
+                    ),
+                ),
+                energy_source="nvml-counter",
+            ),
         ),
     ],
 )

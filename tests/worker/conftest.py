@@ -40,6 +40,7 @@ class FakeEngine:
         self._ready = ready
         self.steps = 0
         self.num_requests = 0
+        self.recorder = None
         self.on_start: Callable[[], None] = lambda: None
         self.run_error: Exception | None = None
         self.stopped = threading.Event()

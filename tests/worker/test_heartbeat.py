@@ -1,6 +1,7 @@
 import threading
 
-from nodeserve.wire.control import SayAgain, WorkerHeartbeat
+from nodeserve.wire.control import SayAgain, SetWorkerRole, WorkerHeartbeat
+from nodeserve.wire.kinds import Role
 from nodeserve.worker.control import Reporter
 from nodeserve.worker.heartbeat import IDLE_INTERVALS, Heartbeat
 
@@ -46,3 +47,17 @@ def test_what_the_supervisor_has_missed_is_said_again(channel, spec, engine, rea
     channel.asked = [SayAgain()]
     with Heartbeat(reporter, engine, interval_s=60):
         assert channel.wait_for(3)[2] == ready
+
+
+def test_what_is_to_be_done_beside_is_done_with_each_heartbeat(channel, spec, engine):
+    called = threading.Event()
+    with Heartbeat(Reporter(channel, spec), engine, interval_s=60, beside=called.set):
+        assert called.wait(10)
+
+
+def test_a_change_of_role_is_taken_note_of(channel, spec, engine):
+    reporter = Reporter(channel, spec)
+    channel.asked = [SetWorkerRole(generation=4, role=Role.PREFILL)]
+    with Heartbeat(reporter, engine, interval_s=60):
+        channel.wait_for(1)
+    assert reporter.role is Role.PREFILL

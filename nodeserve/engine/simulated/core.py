@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from nodeserve.engine.simulated import wire
+from nodeserve.engine.simulated.batch import Unrecorded
 from nodeserve.engine.simulated.calls import answer
 from nodeserve.engine.simulated.limits import Limits
 from nodeserve.engine.simulated.scheduler import Scheduler
@@ -37,8 +38,9 @@ class EngineCore:
         *,
         max_model_len: int,
         tier: Tier | None = None,
+        changes: Unrecorded | None = None,
     ) -> None:
-        self.scheduler = Scheduler(limits, tier)
+        self.scheduler = Scheduler(limits, tier, changes)
         self.outbox: deque[bytes] = deque()
         self._limits = limits
         self._vocabulary = vocabulary

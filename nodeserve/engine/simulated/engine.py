@@ -2,18 +2,21 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import msgspec
 import zmq
 
 from nodeserve.bus.sockets import bind, open_socket
 from nodeserve.clock import MonotonicClock
+from nodeserve.device.simulated_load import EngineLoad
 from nodeserve.engine.base import Progress
 from nodeserve.engine.simulated.loop import OUTPUT_HIGH_WATER, EngineLoop, Sockets
 from nodeserve.engine.simulated.sizing import Sizing, size_engine
 from nodeserve.engine.simulated.tier import Tier
 from nodeserve.engine.simulated.tier_slots import TierSlots
 from nodeserve.engine.simulated.wire import FIELDS
+from nodeserve.engine.step_log import StepRecorder
 from nodeserve.engine.tier_client import TierClient
 from nodeserve.errors import InvariantError
 from nodeserve.wire.control import WorkerReady
@@ -32,12 +35,16 @@ class SimulatedEngine:
     position behind its restored tokens, which are taken as they come.
 
     Messages that are not EngineCore's are dropped with a warning.
+
+    Attributes:
+        recorder: What it computes, from ``start`` on; None where nobody accounts for it.
     """
 
     def __init__(self, spec: WorkerSpec, progress: Progress) -> None:
         self._spec = spec
         self._progress = progress
         self._loop: EngineLoop | None = None
+        self.recorder: StepRecorder | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -61,7 +68,16 @@ class SimulatedEngine:
         self._progress("sizing the simulated engine")
         sizing = size_engine(spec)
         sockets = self._open_sockets()
-        self._loop = EngineLoop(sizing, sockets, self._stop_fd, self._open_tier(sizing))
+        if spec.ledger_address is not None:
+            self.recorder = StepRecorder(sizing.work, now_s=MonotonicClock().now_s())
+        self._loop = EngineLoop(
+            sizing,
+            sockets,
+            self._stop_fd,
+            tier=self._open_tier(sizing),
+            recorder=self.recorder,
+            load=EngineLoad(Path(spec.runtime_dir), spec.meters) if spec.meters else None,
+        )
         ready = msgspec.msgpack.encode(sizing.ready_map(f"{spec.name}-{spec.generation}"))
         sockets.requests.send(ready)
         self._progress(f"simulates {sizing.profile.name} ({sizing.profile.source})")

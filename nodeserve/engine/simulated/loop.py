@@ -11,10 +11,13 @@ import zmq
 
 from nodeserve.bus.sockets import is_readable, is_writable, recv_now
 from nodeserve.clock import MonotonicClock, unix_now_s
+from nodeserve.device.simulated_load import EngineLoad
+from nodeserve.engine.simulated.batch import BatchChanges, Unrecorded
 from nodeserve.engine.simulated.core import EngineCore
 from nodeserve.engine.simulated.sizing import Sizing
 from nodeserve.engine.simulated.tier import Tier
 from nodeserve.engine.simulated.tokens import Vocabulary
+from nodeserve.engine.step_log import StepRecorder
 from nodeserve.errors import InvariantError
 from nodeserve.perf_model.latency import step_s
 
@@ -53,9 +56,19 @@ class EngineLoop:
     """
 
     def __init__(
-        self, sizing: Sizing, sockets: Sockets, stop_fd: int, tier: Tier | None = None
+        self,
+        sizing: Sizing,
+        sockets: Sockets,
+        stop_fd: int,
+        *,
+        tier: Tier | None = None,
+        recorder: StepRecorder | None = None,
+        load: EngineLoad | None = None,
     ) -> None:
-        """Own nothing: who made the sockets closes them. ``stop_fd`` readable means stop."""
+        """Own nothing: who made the sockets closes them. ``stop_fd`` readable means stop.
+
+        ``load`` is told how busy its devices are; None where nobody simulates their power.
+        """
         self._sizing = sizing
         self._limits = sizing.limits
         self._sockets = sockets
@@ -64,8 +77,15 @@ class EngineLoop:
         self._output_fd = int(sockets.outputs.getsockopt(zmq.FD))
         self._clock = MonotonicClock()
         vocabulary = Vocabulary(sizing.shape.vocab_size, sizing.shape.special_token_ids)
+        self._recorder = recorder
+        self._load = load
+        self._changes = Unrecorded() if recorder is None else BatchChanges()
         self._core = EngineCore(
-            sizing.limits, vocabulary, max_model_len=sizing.max_model_len, tier=tier
+            sizing.limits,
+            vocabulary,
+            max_model_len=sizing.max_model_len,
+            tier=tier,
+            changes=self._changes,
         )
         self._scheduler = self._core.scheduler
         self._outbox = self._core.outbox
@@ -85,8 +105,7 @@ class EngineLoop:
             self._receive()
             now_s = self._clock.now_s()
             if scheduler.plan(now_s):
-                self._pace(now_s)
-                self._finish_step()
+                self._step(now_s)
                 self.steps += 1
             else:
                 self._publish_kv_events()
@@ -119,8 +138,22 @@ class EngineLoop:
             if left_s > _LOOK_UP_S:
                 self.steps += 1
 
-    def _finish_step(self) -> None:
-        self._core.finish_step(self._clock.now_s())
+    def _step(self, now_s: float) -> None:
+        """Let the planned step take its time, and end it."""
+        recorder = self._recorder
+        if recorder is None:
+            self._pace(now_s)
+            ended_s = self._clock.now_s()
+        else:
+            recorder.began(now_s)
+            joined, left = self._changes.take()
+            chunks = self._scheduler.chunks()
+            self._pace(now_s)
+            ended_s = self._clock.now_s()
+            recorder.ended(ended_s, joined=joined, left=left, once=chunks)
+        if self._load is not None:
+            self._load.add_busy(ended_s - now_s)
+        self._core.finish_step(ended_s)
         self._publish_kv_events()
         self._flush()
 

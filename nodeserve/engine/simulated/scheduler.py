@@ -11,6 +11,7 @@ from collections import deque
 from typing import Any
 
 from nodeserve.engine.simulated import wire
+from nodeserve.engine.simulated.batch import Unrecorded, chunks_of, work_of
 from nodeserve.engine.simulated.handoffs import Handoffs
 from nodeserve.engine.simulated.kv_blocks import CacheEvent, KvBlocks, Stored
 from nodeserve.engine.simulated.limits import Limits
@@ -18,6 +19,7 @@ from nodeserve.engine.simulated.sequence import Sequence
 from nodeserve.engine.simulated.tier import NoTier
 from nodeserve.errors import InvariantError
 from nodeserve.perf_model.latency import StepWork
+from nodeserve.wire.accounting import Member
 
 
 class Scheduler:
@@ -31,8 +33,11 @@ class Scheduler:
         tier: What is kept below the GPU.
     """
 
-    def __init__(self, limits: Limits, tier: NoTier | None = None) -> None:
+    def __init__(
+        self, limits: Limits, tier: NoTier | None = None, changes: Unrecorded | None = None
+    ) -> None:
         self.tier = tier or NoTier()
+        self._changes = changes or Unrecorded()
         self._limits = limits
         self._kv = KvBlocks(
             limits.num_blocks, limits.block_size, prefix_caching=limits.prefix_caching
@@ -112,16 +117,11 @@ class Scheduler:
 
     def step_work(self) -> StepWork:
         """Return what the planned step computes."""
-        pairs = sum(
-            sequence.chunk * (sequence.computed + sequence.chunk / 2)
-            for sequence in self._prefilling
-        )
-        return StepWork(
-            prefill_tokens=sum(sequence.chunk for sequence in self._prefilling),
-            prefill_pairs=pairs,
-            decoding=len(self._decoding),
-            context_tokens=sum(sequence.num_tokens for sequence in self._decoding),
-        )
+        return work_of(self._prefilling, self._decoding)
+
+    def chunks(self) -> list[Member]:
+        """Return which pieces of prompts the planned step computes."""
+        return chunks_of(self._prefilling)
 
     @property
     def pull_s(self) -> float:
@@ -309,6 +309,7 @@ class Scheduler:
             rows.append(self._first_row(sequence, now_s))
             if sequence.is_live:
                 self._decoding.append(sequence)
+                self._changes.enter(sequence)
                 self._rows_are_stale = True
         self._prefilling = still
         return rows
@@ -338,6 +339,7 @@ class Scheduler:
         sequence.add_logprobs(sequence.row)
         if sequence.emitted >= sequence.limit:
             self._finish(sequence, sequence.row)
+            self._changes.leave(sequence)
             return True
         self._keep_decoding(sequence)
         return False
@@ -384,6 +386,7 @@ class Scheduler:
         """Take a request out of the step."""
         if sequence in self._decoding:
             self._decoding.remove(sequence)
+            self._changes.leave(sequence)
             self._rows_are_stale = True
         elif sequence in self._prefilling:
             self._prefilling.remove(sequence)

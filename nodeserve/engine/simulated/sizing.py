@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nodeserve.engine.profiles import find_profile, read_model_config
+from nodeserve.engine.profiles import find_profile, kv_value_bytes, read_model_config
 from nodeserve.engine.simulated.limits import Limits
 from nodeserve.engine.simulated.wire import FIELDS
 from nodeserve.errors import ConfigError
 from nodeserve.perf_model.model_shape import ModelShape, parse_model_shape
 from nodeserve.perf_model.profile import Profile
 from nodeserve.perf_model.roofline import gpu_spec, handoff_link, host_link, parse_system
+from nodeserve.perf_model.work_shape import work_shape
+from nodeserve.wire.accounting import WorkShape
 from nodeserve.wire.spawn import WorkerSpec
 
 _BLOCK_SIZE: Final = 16
@@ -31,6 +33,7 @@ class Sizing:
     shape: ModelShape
     max_model_len: int
     tp: int
+    work: WorkShape
 
     def ready_map(self, instance_id: str) -> dict[str, Any]:
         """Return vLLM's EngineCoreReadyResponse."""
@@ -79,7 +82,7 @@ def size_engine(spec: WorkerSpec) -> Sizing:
     engine, args = spec.engine, _Args(spec)
     _, gpu = parse_system(engine.simulate or "")
     shape = parse_model_shape(read_model_config(engine.model, engine.args.get("quantization")))
-    value_bytes = 1 if str(engine.args.get("kv_cache_dtype", "auto")).startswith("fp8") else 2
+    value_bytes = kv_value_bytes(engine)
     profile = find_profile(shape, gpu, engine.tp, value_bytes)
     block_size = args.size("block_size", _BLOCK_SIZE)
     block_bytes = profile.kv_bytes_per_token * block_size
@@ -102,7 +105,8 @@ def size_engine(spec: WorkerSpec) -> Sizing:
         lease_ttl_s=spec.kv.lease_ttl_s,
     )
     _check_fits(spec, limits, max_model_len)
-    return Sizing(limits, profile, shape, max_model_len, engine.tp)
+    work = work_shape(shape, gpu_spec(gpu), engine.tp, value_bytes)
+    return Sizing(limits, profile, shape, max_model_len, engine.tp, work)
 
 
 class _Args:

@@ -9,17 +9,23 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from vllm.config import KVTransferConfig, VllmConfig
+from vllm.platforms import current_platform
 from vllm.v1.engine import EngineCoreRequestType
 from vllm.v1.engine.core import EngineShutdownState
 from vllm.v1.engine.utils import SignalCallback
 
+from nodeserve.clock import MonotonicClock
 from nodeserve.config.paths import new_engine_store
 from nodeserve.config.release import check_vllm, pinned_vllm_version
 from nodeserve.engine.base import Progress
+from nodeserve.engine.profiles import find_work
+from nodeserve.engine.step_log import StepRecorder
 from nodeserve.engine.vllm import args, environment
 from nodeserve.engine.vllm.core import NodeEngineCore, wire_fields
 from nodeserve.engine.vllm.environment import Platform
+from nodeserve.engine.vllm.step_watch import StepWatch
 from nodeserve.errors import CapacityError, ConfigError, InvariantError, PeerError
+from nodeserve.wire.accounting import WorkShape
 from nodeserve.wire.control import WorkerReady
 from nodeserve.wire.kinds import HANDOFF, PROBE, RESUME, TIER_PROBE
 from nodeserve.wire.spawn import WorkerSpec
@@ -28,7 +34,11 @@ _logger = logging.getLogger(__name__)
 
 
 class VllmEngine:
-    """One vLLM engine core, in this process; with tensor parallelism, its ranks are children."""
+    """One vLLM engine core, in this process; with tensor parallelism, its ranks are children.
+
+    Attributes:
+        recorder: What it computes, from ``start`` on; None where nobody accounts for it.
+    """
 
     def __init__(
         self,
@@ -47,6 +57,7 @@ class VllmEngine:
         self._progress = progress
         self._transfer = transfer
         self._core: NodeEngineCore | None = None
+        self.recorder: StepRecorder | None = None
         self._stopping = threading.Event()
         self._stop_core = SignalCallback(self._wake_to_stop)
 
@@ -83,6 +94,10 @@ class VllmEngine:
         config = args.vllm_config(spec, platform, transfer)
         self._progress("loading the model")
         core = self._core = self._load(config)
+        if spec.ledger_address is not None:
+            clock = MonotonicClock()
+            self.recorder = StepRecorder(_work(spec, platform), now_s=clock.now_s())
+            StepWatch(self.recorder, clock).install(core.scheduler)
         _logger.info("engine_ready worker=%s blocks=%d", spec.name, _num_blocks(config))
         return WorkerReady(
             name=spec.name,
@@ -159,6 +174,11 @@ class VllmEngine:
         except (RuntimeError, OSError) as error:
             text = f"worker {spec.name}: vLLM cannot load {spec.engine.model}: {error}; see its log"
             raise PeerError(text) from error
+
+
+def _work(spec: WorkerSpec, platform: Platform) -> WorkShape:
+    gpu = current_platform.get_device_name(0) if platform is Platform.CUDA else ""
+    return find_work(spec.engine, gpu)
 
 
 def _num_blocks(config: VllmConfig) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nodeserve.wire.spawn import KvSpec
@@ -16,6 +17,11 @@ from tests.support.vllm_node import VllmNode, forkserver_context
 
 PREFILL, DECODE = 1, 2
 """Generations. Roles are routing: both engines are alike."""
+
+
+def ledger(node: VllmNode) -> str:
+    """Where the node's engines look for a ledger, whether or not there is one."""
+    return f"ipc://{node.folder}/ledger"
 
 
 @contextmanager
@@ -47,7 +53,8 @@ def node(request):
         with request.param(folder) as engines:
             try:
                 for generation in (PREFILL, DECODE):
-                    engines.start(engines.spec(generation, KvSpec(), {}))
+                    spec = engines.spec(generation, KvSpec(), {})
+                    engines.start(msgspec.structs.replace(spec, ledger_address=ledger(engines)))
                 engines.wait_ready(PREFILL, DECODE)
                 yield engines
             finally:

@@ -1,9 +1,12 @@
 import json
 import math
 import time
+from pathlib import Path
 
+import msgspec
 import pytest
 
+from nodeserve.device.simulated_load import SimulatedLoad
 from nodeserve.wire.spawn import EngineSpec
 from tests.support.engine_front_end import ABORT, ADD, FrontEnd, worker_spec
 
@@ -23,7 +26,7 @@ CONFIG = {
 def start(tmp_path):
     started = []
 
-    def start_front_end(speedup, **args):
+    def start_front_end(speedup, meters=(), **args):
         (tmp_path / "config.json").write_text(json.dumps(CONFIG))
         engine = EngineSpec(
             model=str(tmp_path),
@@ -33,7 +36,8 @@ def start(tmp_path):
             simulate="1xh100-sxm",
             speedup=speedup,
         )
-        started.append(FrontEnd(worker_spec(tmp_path / "s", "w", 7, engine)))
+        spec = worker_spec(tmp_path / "s", "w", 7, engine)
+        started.append(FrontEnd(msgspec.structs.replace(spec, meters=meters)))
         return started[-1]
 
     yield start_front_end
@@ -52,6 +56,23 @@ def test_steps_take_at_least_the_time_that_the_model_says(start):
     outcome = front_end.run("a", [1, 2, 3], max_tokens=21)
     # A step that ended late is made up for by the next ones: only the whole time is known.
     assert outcome.came_s[-1] - asked_s >= 20 * 0.0015
+
+
+def test_the_meters_of_its_gpus_are_told_how_long_it_was_busy(start):
+    front_end = start(1.0, meters=("sim-0", "sim-1"))
+    asked_s = time.monotonic()
+    outcome = front_end.run("a", [1, 2, 3], max_tokens=21)
+    took_s = outcome.came_s[-1] - asked_s
+    folder = Path(front_end.spec.runtime_dir)
+    first, second = (SimulatedLoad(folder, meter).busy_ns for meter in ("sim-0", "sim-1"))
+    assert first == second
+    assert 20 * 0.0015 <= first / 1e9 <= took_s
+
+
+def test_an_engine_without_meters_keeps_no_load(start):
+    front_end = start(math.inf)
+    front_end.run("a", [1, 2, 3], max_tokens=2)
+    assert not list(Path(front_end.spec.runtime_dir).glob("*.load"))
 
 
 def test_speedup_divides_the_time(start):

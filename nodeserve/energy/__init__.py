@@ -1,0 +1,1 @@
+"""Pure core of the ledger: meters, windows, who is to bear what, carbon, reports."""

@@ -1,0 +1,1 @@
+"""The exporter: says the node's figures to Prometheus."""
