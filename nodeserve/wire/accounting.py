@@ -243,8 +243,8 @@ class UseReported(_Message, frozen=True, kw_only=True):
 ToLedger = MetersHello | MetersRead | EngineHello | StepLog | RequestsNoted
 FromLedger = LedgerHello | LedgerAck | UseReported
 
-_decode_to_ledger: Final = msgspec.msgpack.Decoder(ToLedger).decode
-_decode_from_ledger: Final = msgspec.msgpack.Decoder(FromLedger).decode
+_TO_LEDGER: Final[msgspec.msgpack.Decoder[ToLedger]] = msgspec.msgpack.Decoder(ToLedger)
+_FROM_LEDGER: Final[msgspec.msgpack.Decoder[FromLedger]] = msgspec.msgpack.Decoder(FromLedger)
 
 
 def encode_message(message: ToLedger | FromLedger) -> bytes:
@@ -255,7 +255,7 @@ def encode_message(message: ToLedger | FromLedger) -> bytes:
 def decode_to_ledger(frame: bytes) -> ToLedger:
     """Return the message in ``frame``; raises ValueError for anything else."""
     try:
-        return _decode_to_ledger(frame)
+        return _TO_LEDGER.decode(frame)
     except GARBAGE as error:
         refuse("message to the ledger", frame, error)
 
@@ -263,6 +263,6 @@ def decode_to_ledger(frame: bytes) -> ToLedger:
 def decode_from_ledger(frame: bytes) -> FromLedger:
     """Return the message in ``frame``; raises ValueError for anything else."""
     try:
-        return _decode_from_ledger(frame)
+        return _FROM_LEDGER.decode(frame)
     except GARBAGE as error:
         refuse("message of the ledger", frame, error)

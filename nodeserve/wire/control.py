@@ -22,6 +22,7 @@ from nodeserve.wire.kv_control import (
     KvTierStatusRequest,
     KvUnpin,
 )
+from nodeserve.wire.ledger_control import LedgerEngineGone, LedgerHeartbeat, LedgerReady
 from nodeserve.wire.spawn import TenantSpec
 from nodeserve.wire.status import (
     HandoffStats,
@@ -373,6 +374,9 @@ Message = (
     | KvPin
     | KvUnpin
     | KvDone
+    | LedgerReady
+    | LedgerHeartbeat
+    | LedgerEngineGone
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -144,6 +144,29 @@ class BlockManagerSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_path: str | None = None
 
 
+class LedgerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the ledger needs to know.
+
+    ``db_path`` is its file, which outlives every node that writes it; ``run_id`` is that of this
+    supervisor process, for ids of requests are unique within it only. ``node`` and ``zone`` say
+    whose figures they are. Windows older than ``window_days`` become sums by the hour, and
+    requests older than ``request_days`` sums by listener. ``budgets`` has the listeners with a
+    budget of energy, each with its period: ``hour``, ``day`` or ``month``, of UTC.
+    """
+
+    generation: int
+    runtime_dir: str
+    control_address: str
+    ledger_address: str
+    db_path: str
+    run_id: str
+    node: str = ""
+    zone: str = ""
+    window_days: float = 7.0
+    request_days: float = 90.0
+    budgets: dict[str, str] = {}
+
+
 class InflightLimitSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How many requests a listener's python gateways may have in flight, all of them together.
 
