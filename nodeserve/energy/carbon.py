@@ -11,7 +11,7 @@ from typing import Final, Generic, TypeVar
 
 from nodeserve.energy.apportion import round_parts
 from nodeserve.energy.intensity import Factor, Intensities, Kind, Origin, Scope, Tier
-from nodeserve.energy.sci import Pue, operational_g
+from nodeserve.energy.sci import Sites, operational_g
 from nodeserve.energy.units import micrograms
 
 K = TypeVar("K", bound=Hashable)
@@ -64,9 +64,9 @@ class CarbonFigure:
 class CarbonBook(Generic[K]):
     """Adds up energy by group, place and hour, then says what it stands for."""
 
-    def __init__(self, intensities: Intensities, pue: Pue) -> None:
+    def __init__(self, intensities: Intensities, sites: Sites) -> None:
         self._intensities = intensities
-        self._pue = pue
+        self._sites = sites
         self._energy_mj: dict[tuple[K, str, int], int] = {}
 
     def add(self, group: K, zone: str, hour_unix_s: int, energy_mj: int) -> None:
@@ -83,7 +83,7 @@ class CarbonBook(Generic[K]):
             factor = factors.get((zone, hour))
             if factor is None:
                 factor = factors[zone, hour] = self._intensities.book_factor(zone, hour)
-            mass_ug = micrograms(operational_g(energy_mj, self._pue, factor))
+            mass_ug = micrograms(operational_g(energy_mj, self._sites.pue_of(zone), factor))
             exact_ug[group] = exact_ug.get(group, Fraction()) + mass_ug
             if energy_mj:
                 _note(uses.setdefault(group, {}), zone, factor, energy_mj)

@@ -118,9 +118,12 @@ class Cell:
     def _of_requests(self, row: EnergyRow) -> Iterator[Piece]:
         parts = ((Column.USEFUL, row.useful_mj), (Column.SCRAP, row.scrap_mj))
         for column, amount in parts:
-            named = not row.listener.startswith(SYSTEM_MARK)
-            kind = column if named else Column.UNATTRIBUTED
-            yield Piece(self.place, row.listener, row.model, row.role, row.meter, kind, amount)
+            if row.listener.startswith(SYSTEM_MARK):
+                yield self._of_nobody(row.listener, row.meter, Column.UNATTRIBUTED, amount)
+            else:
+                yield Piece(
+                    self.place, row.listener, row.model, row.role, row.meter, column, amount
+                )
 
     def _of_nobody(self, account: str, meter: str, column: Column, amount: int) -> Piece:
         return Piece(self.place, account, account, account, meter, column, amount)

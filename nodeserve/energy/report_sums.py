@@ -11,7 +11,7 @@ from nodeserve.energy.ledger_rows import Column, Piece
 from nodeserve.energy.prices import Prices
 from nodeserve.energy.report_lines import Line, Phase, TokenSums
 from nodeserve.energy.rows import TokenRow
-from nodeserve.energy.sci import Embodied, Pue
+from nodeserve.energy.sci import Embodied, Sites
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class Factors:
     """What turns energy and tokens into carbon and money."""
 
     intensities: Intensities
-    pue: Pue
+    sites: Sites = field(default_factory=Sites)
     embodied: tuple[Embodied, ...] = ()
     prices: Prices | None = None
 
@@ -36,9 +36,7 @@ class _Group:
     tokens: TokenSums = field(default_factory=TokenSums)
     embodied_ug: int = 0
     cost: Fraction = field(default_factory=Fraction)
-
-    def settled_mj(self) -> int:
-        return sum(mj for column, mj in self.energy.items() if column is not Column.QUARANTINE)
+    settled_mj_by_zone: dict[str, int] = field(default_factory=dict)
 
 
 class Sums:
@@ -48,7 +46,7 @@ class Sums:
         self._factors = factors
         self._has_tokens = has_tokens
         self._groups: dict[str, _Group] = {}
-        self._carbon: CarbonBook[str] = CarbonBook(factors.intensities, factors.pue)
+        self._carbon: CarbonBook[str] = CarbonBook(factors.intensities, factors.sites)
 
     def add_energy(self, name: str, piece: Piece, *, is_estimate: bool) -> None:
         """Add a piece of energy to a group."""
@@ -60,7 +58,8 @@ class Sums:
             of_role = group.useful_by_role
             of_role[piece.role] = of_role.get(piece.role, 0) + piece.amount
         if piece.column is not Column.QUARANTINE:
-            place = piece.place
+            place, by_zone = piece.place, group.settled_mj_by_zone
+            by_zone[place.zone] = by_zone.get(place.zone, 0) + piece.amount
             self._carbon.add(name, place.zone, place.hour_unix_s, piece.amount)
 
     def add_embodied(self, name: str, piece: Piece) -> None:
@@ -92,14 +91,8 @@ class Sums:
     def lines(self, seconds: Mapping[str, float], *, knows_embodied: bool) -> list[Line]:
         """Return a line for each group; ``seconds`` is each group's time for rates."""
         carbon = self._carbon.figures()
-        prices, pue = self._factors.prices, self._factors.pue
         costs = round_parts({name: group.cost for name, group in self._groups.items()})
-        electricity: dict[str, Fraction] = {}
-        for name, group in self._groups.items():
-            of_group = prices.electricity(group.settled_mj(), pue) if prices is not None else None
-            if of_group is not None:
-                electricity[name] = of_group
-        electricity_costs = round_parts(electricity)
+        electricity_costs = round_parts(self._electricity())
         return [
             self._line(
                 name,
@@ -110,6 +103,22 @@ class Sums:
             )
             for name, group in self._groups.items()
         ]
+
+    def _electricity(self) -> dict[str, Fraction]:
+        """Return what each group's electricity costs; nothing where it has no price."""
+        prices, sites = self._factors.prices, self._factors.sites
+        if prices is None or prices.electricity_per_kwh is None:
+            return {}
+        return {
+            name: sum(
+                (
+                    prices.electricity(energy_mj, sites.pue_of(zone)) or Fraction()
+                    for zone, energy_mj in group.settled_mj_by_zone.items()
+                ),
+                Fraction(),
+            )
+            for name, group in self._groups.items()
+        }
 
     def _line(
         self,

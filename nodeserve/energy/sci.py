@@ -6,8 +6,8 @@ R is what is counted: tokens here, as SCI for AI wants it.
 """
 
 import csv
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from nodeserve.energy.intensity import Factor, Kind
@@ -26,6 +26,18 @@ class Pue:
         """Refuse what no site can have."""
         if not 1 <= self.value <= 10:
             raise ConfigError(f"pue is {float(self.value):g}: a site has 1 or more, and some 1.1-2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sites:
+    """The PUE of each zone's site; ``elsewhere`` is for the others."""
+
+    elsewhere: Pue = field(default_factory=Pue)
+    by_zone: Mapping[str, Pue] = field(default_factory=dict)
+
+    def pue_of(self, zone: str) -> Pue:
+        """Return the PUE of the site in ``zone``."""
+        return self.by_zone.get(zone, self.elsewhere)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from nodeserve.energy.carbon import CarbonBook
 from nodeserve.energy.intensity import Intensities, Interval, Kind, Origin, Scope, Tier, Yearly
-from nodeserve.energy.sci import Pue
+from nodeserve.energy.sci import Pue, Sites
 from nodeserve.energy.utc import HOUR_S
 from tests.support.energy_rows import TEN
 
@@ -42,7 +42,11 @@ def an_hour(hour, grams, **changes):
 
 def a_book(*intervals, pue="1"):
     table = (a_year("WORLD", 500), a_year("DEU", 300))
-    return CarbonBook(Intensities(table, intervals), Pue(value=Fraction(pue), source="site"))
+    sites = Sites(
+        elsewhere=Pue(value=Fraction(pue), source="site"),
+        by_zone={"ISL": Pue(value=Fraction(2), source="other site")},
+    )
+    return CarbonBook(Intensities(table, intervals), sites)
 
 
 def test_each_hour_has_its_own_intensity_and_every_figure_says_which():
@@ -79,7 +83,10 @@ def test_marginal_intensities_are_passed_over():
 def test_pue_multiplies():
     book = a_book(pue="1.25")
     book.add("api", "DEU", TEN, KWH_MJ)
-    assert book.figures()["api"].mass_ug == 375_000_000
+    book.add("far", "ISL", TEN, KWH_MJ)
+    figures = book.figures()
+    assert figures["api"].mass_ug == 375_000_000
+    assert figures["far"].mass_ug == 2 * 500_000_000
 
 
 def test_no_energy_is_no_carbon_and_rests_on_nothing():

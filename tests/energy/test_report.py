@@ -84,7 +84,7 @@ def test_idle_energy_is_borne_by_those_who_used_the_node_in_that_hour():
 
 
 def test_what_nobody_can_be_named_for_has_lines_of_its_own():
-    energy = [an_energy(300), an_energy(50, listener="#unattributed", role="#unattributed")]
+    energy = [an_energy(300), an_energy(50, listener="#unattributed", model="", role="none")]
     meters = [a_meter(400, 10, 5), a_meter(0, 99, hour_unix_s=TEN + HOUR_S)]
     made = report(By.LISTENER, energy, meters)
     assert [line.name for line in made.lines] == ["api", "#idle", "#quarantine", "#unattributed"]
@@ -95,6 +95,8 @@ def test_what_nobody_can_be_named_for_has_lines_of_its_own():
         "#quarantine": {"quarantine": 5},
         "#unattributed": {"unattributed": 100},
     }
+    for by in (By.MODEL, By.ROLE):
+        assert [line.name for line in report(by, energy, meters).lines][1:] == sorted(found)[:3]
 
 
 def test_prefill_and_decode_have_their_own_energy_per_token():

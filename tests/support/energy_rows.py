@@ -10,7 +10,7 @@ from nodeserve.energy.ledger_rows import LedgerRows
 from nodeserve.energy.prices import Price, Prices
 from nodeserve.energy.report_sums import Factors
 from nodeserve.energy.rows import EnergyRow, MeterRow, TokenRow
-from nodeserve.energy.sci import Pue, parse_embodied
+from nodeserve.energy.sci import Pue, Sites, parse_embodied
 from nodeserve.energy.utc import HOUR_S, parse_utc
 
 TEN = parse_utc("2026-03-10T10:00Z")
@@ -74,7 +74,7 @@ def some_factors(**changes):
     price = Price(prompt=Fraction("0.15"), cached=Fraction("0.07"), output=Fraction("0.6"))
     given = {
         "intensities": make_intensities(shipped("intensity_yearly.csv")),
-        "pue": Pue(value=Fraction("1.2"), source="site, 2025"),
+        "sites": Sites(elsewhere=Pue(value=Fraction("1.2"), source="site, 2025")),
         "embodied": tuple(parse_embodied(shipped("embodied.csv"))),
         "prices": Prices(currency="EUR", prices=(price,), electricity_per_kwh=Fraction("0.213")),
     }
