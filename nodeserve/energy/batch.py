@@ -97,24 +97,24 @@ class Batch:
         # In the middle of these steps; the first one's contexts are those of now.
         middle = sums.steps + (num_steps - 1) / 2
         compute_s, memory_s = self._seconds(middle)
-        chunks = sorted(((seconds_of(rates, m), m.leg_id) for m in once), key=_atomic, reverse=True)
-        num_atoms = _num_atoms(chunks)
+        chunks = [seconds_of(rates, member) for member in once]
+        atoms = chunks if len(chunks) <= MAX_ATOMS else []
         cost = step_cost(
-            compute_s + sum(f for (f, _), _ in chunks),
-            memory_s + sum(b for (_, b), _ in chunks),
+            compute_s + sum(f for f, _ in chunks),
+            memory_s + sum(b for _, b in chunks),
             count,
             weights_s=rates.weights_s,
             step_s=step_s,
-            atoms=[seconds for seconds, _ in chunks[:num_atoms]],
+            atoms=atoms,
         )
         weighed = num_steps * counted
-        for place, ((f, b), leg_id) in enumerate(chunks if weighed else ()):
-            weight = (
-                cost.atoms[place]
-                if place < num_atoms
-                else cost.equal + cost.compute * f + cost.memory * b
-            )
-            self.weights[leg_id] = self.weights.get(leg_id, 0.0) + weight * weighed
+        if weighed:
+            weights = cost.atoms or [
+                cost.equal + cost.compute * f + cost.memory * b for f, b in chunks
+            ]
+            for member, weight in zip(once, weights, strict=True):
+                leg_id = member.leg_id
+                self.weights[leg_id] = self.weights.get(leg_id, 0.0) + weight * weighed
         sums.equal += weighed * cost.equal
         sums.compute += weighed * cost.compute
         sums.memory += weighed * cost.memory
@@ -174,21 +174,3 @@ def seconds_of(rates: Rates, member: Member) -> tuple[float, float]:
     tokens, context = member.tokens, member.context
     pairs = tokens * (context + (tokens + 1) / 2)
     return rates.token_s * tokens + rates.pair_s * pairs, rates.kv_s * (context + tokens)
-
-
-Chunk = tuple[tuple[float, float], str]
-"""Seconds of computing and of memory, and whose they are."""
-
-
-def _atomic(chunk: Chunk) -> float:
-    """Return how far a chunk is from being bound by memory, which members mostly are."""
-    (compute_s, memory_s), _ = chunk
-    return compute_s - memory_s
-
-
-def _num_atoms(chunks: Sequence[Chunk]) -> int:
-    """Return how many of the largest, in order, are indivisible: like ones are treated alike."""
-    count = min(MAX_ATOMS, len(chunks))
-    while 0 < count < len(chunks) and _atomic(chunks[count - 1]) == _atomic(chunks[count]):
-        count -= 1
-    return count

@@ -12,6 +12,7 @@ Source of the energy per operation: fits to H100 in the reference of the attribu
 (0.98 pJ/FLOP at 593 TFLOP/s, 86 pJ/B at 2.68 TB/s, beside 120 W of a device that is busy).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -26,8 +27,8 @@ COMPUTE_WEIGHT: Final = 4.8
 MEMORY_WEIGHT: Final = 1.9
 """The same of a second of reading memory: 86 pJ/B * 2.68 TB/s / 120 W."""
 
-MAX_ATOMS: Final = 3
-"""Chunks of one step that are treated as indivisible; further ones are treated as members."""
+MAX_ATOMS: Final = 4
+"""Chunks of one step that are treated as indivisible; more are so small that none of them is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,15 @@ class Rates:
 
 
 def rates_of(shape: WorkShape) -> Rates:
-    """Return how long an engine's device takes for what at its peaks."""
+    """Return how long an engine's device takes for what at its peaks.
+
+    Raises:
+        ValueError: The peaks are not above 0, or a cost is negative or no number.
+    """
+    costs = (shape.token_flops, shape.pair_flops, shape.kv_bytes, shape.weight_bytes)
+    peaks = (shape.flops_per_s, shape.bytes_per_s)
+    if not all(0 <= cost < math.inf for cost in costs) or not all(0 < p < math.inf for p in peaks):
+        raise ValueError(f"{shape} is no shape of work: peaks must be above 0, and all be finite")
     return Rates(
         token_s=shape.token_flops / shape.flops_per_s,
         pair_s=shape.pair_flops / shape.flops_per_s,
@@ -88,7 +97,7 @@ def step_cost(
         return StepCost(step_s / num_members, 0.0, 0.0, (step_s / num_members,) * len(atoms))
     # What the model does not explain is the step's own; what it explains too much is scaled away.
     scale = min(1.0, step_s / modelled_s)
-    rest_s = step_s - scale * modelled_s
+    rest_s = max(0.0, step_s - modelled_s)
     even = (
         compute_s - sum(f for f, _ in atoms),
         memory_s - sum(b for _, b in atoms),
@@ -98,7 +107,7 @@ def step_cost(
     compute = COMPUTE_WEIGHT + scale * bound
     memory = MEMORY_WEIGHT + scale * (1 - bound)
     wholes = tuple(
-        equal + COMPUTE_WEIGHT * f + MEMORY_WEIGHT * b + scale * own_s
+        equal + COMPUTE_WEIGHT * f + MEMORY_WEIGHT * b + scale * max(own_s, 0.0)
         for (f, b), own_s in zip(atoms, atom_s, strict=True)
     )
     return StepCost(equal, compute, memory, wholes)

@@ -5,6 +5,7 @@ of steps that lies across that time is divided by time. What a log says of times
 asked for before comes too late: its contexts count, its work does not.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
@@ -101,9 +102,15 @@ class EngineWork:
         return self._gone_s is not None
 
     def take(self, log: StepLog) -> None:
-        """Take in a log; one that was taken before is left out."""
+        """Take in a log; one that was taken before is left out.
+
+        Raises:
+            ValueError: Its times or contexts are none.
+        """
         if log.seq <= self._last_seq:
             return
+        if not _is_sound(log):
+            raise ValueError(f"step log {log.seq} of generation {log.generation} makes no sense")
         self._last_seq = log.seq
         if len(self._logs) >= MAX_LOGS:
             self.finished_seq = self._logs.popleft().seq
@@ -170,7 +177,7 @@ class EngineWork:
         if run.num_steps < 1:
             return True
         batch = reading.batch
-        start_s = run.end_s - max(run.busy_s, 0.0)
+        start_s = run.end_s - run.busy_s
         if reading.done == 0.0:
             if start_s >= end_s and run.end_s > end_s:
                 return False
@@ -178,7 +185,7 @@ class EngineWork:
                 batch.leave(leg_id)
             for member in run.joined:
                 batch.join(member)
-        step_s = max(run.busy_s, 0.0) / run.num_steps
+        step_s = run.busy_s / run.num_steps
         span_s = run.end_s - start_s
         late = _part(begin_s - start_s, span_s)
         due = _part(end_s - start_s, span_s)
@@ -192,6 +199,19 @@ class EngineWork:
             work.add_busy(start_s + reading.done * span_s, start_s + due * span_s)
             reading.done = due
         return due >= 1.0
+
+
+def _is_sound(log: StepLog) -> bool:
+    """Whether all that is computed with is a number, and time goes forward."""
+    if not -math.inf < log.begin_s <= log.end_s < math.inf:
+        return False
+    members = list(log.batch)
+    for run in log.runs:
+        if not (-math.inf < run.end_s < math.inf and 0 <= run.busy_s < math.inf):
+            return False
+        members += run.joined
+        members += run.once
+    return all(member.tokens >= 0 and member.context >= 0 for member in members)
 
 
 def _part(seconds: float, span_s: float) -> float:
