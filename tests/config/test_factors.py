@@ -1,7 +1,11 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from nodeserve.config.factors import FactorsFile, read_factors
 from nodeserve.errors import ConfigError
+from tests.config.test_schema import tables_of
 
 WHOLE = """
 currency = "EUR"
@@ -59,6 +63,22 @@ def test_a_whole_file_is_read(tmp_path):
         None,
         0.07,
     )
+
+
+def test_every_key_is_described_and_no_other():
+    text = (Path(__file__).parents[2] / "docs" / "energy.md").read_text()
+    section = text.split("\n<!-- keys:")[1].split("\n`[[site]]`")[0]
+    tables = tables_of(FactorsFile)
+    keys = [name for name in FactorsFile.__struct_fields__ if name not in tables]
+    for name, table in tables.items():
+        keys += [f"{name}.{field}" for field in table.__struct_fields__]
+    assert re.findall(r"^\| `([\w.]+)`", section, re.MULTILINE) == keys
+
+
+def test_the_example_of_the_documentation_works(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "energy.md").read_text()
+    file = read_factors(write(tmp_path, text.split("```toml\n")[1].split("```")[0]))
+    assert (file.currency, file.site[0].pue, file.price[0].output) == ("EUR", 1.2, 0.6)
 
 
 def test_an_empty_file_is_all_defaults(tmp_path):
