@@ -58,11 +58,10 @@ def find_socket(environ: Mapping[str, str], uid: int, *, service: Path = SERVICE
     return service if service.exists() and not own.exists() else own
 
 
-def state_directory(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> Path:
-    """Return where the node keeps what is worth keeping over restarts; makes it if need be.
+def state_directories(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> tuple[Path, Path]:
+    """Return where a node may keep what is worth keeping over restarts, the better place first.
 
-    Systemd's, the machine's or the user's; where none of them can be had, below ``runtime_dir``,
-    which a clean end removes.
+    Systemd's, the machine's or the user's; and below ``runtime_dir``, which a clean end removes.
     """
     from_systemd = environ.get("STATE_DIRECTORY", "").split(":")[0]
     if from_systemd:
@@ -72,7 +71,12 @@ def state_directory(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> 
     else:
         home = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME", "~"), ".local", "state")
         wanted = Path(home).expanduser() / "nodeserve"
-    for path in (wanted, runtime_dir / "state"):
+    return wanted, runtime_dir / "state"
+
+
+def state_directory(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> Path:
+    """Return the first of the ``state_directories`` that can be had; makes it if need be."""
+    for path in state_directories(environ, uid, runtime_dir):
         with contextlib.suppress(OSError):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if os.access(path, os.W_OK | os.X_OK):
