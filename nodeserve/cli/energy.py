@@ -7,9 +7,11 @@ import click
 from nodeserve.cli.main import LazyGroup
 
 COMMANDS: Final = {
+    "show": "Show what one response has used.",
     "report": "Energy, carbon and cost by listener, model, role, GPU, hour, node or zone.",
     "plot": "Draw power, tokens and energy per token over time.",
     "merge": "Report on the ledgers of several nodes.",
+    "verify": "Prove that the ledger adds up, or name the row that does not.",
 }
 """Each is ``nodeserve.cli.energy_<name>:command``."""
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +14,6 @@ from nodeserve.energy.merge import Part
 from nodeserve.energy.utc import DAY_S, HOUR_S, parse_utc
 from nodeserve.errors import ConfigError
 from nodeserve.ledger.parts import read_part
-
-FILE_NAME: Final = "ledger.db"
 
 _AGO: Final = re.compile(r"(?P<count>\d{1,6})(?P<unit>[hd])")
 
@@ -66,13 +63,7 @@ def find_ledger(db: str | None, socket: str | None, runtime_dir: str | None) -> 
     if db is not None:
         return Path(db).expanduser()
     node = find_node(socket, runtime_dir)
-    return default_ledger(os.environ, os.getuid(), node.runtime_dir)
-
-
-def default_ledger(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> Path:
-    """Return where a node of ``runtime_dir`` keeps its ledger: in its state directory."""
-    places = [place / FILE_NAME for place in paths.state_directories(environ, uid, runtime_dir)]
-    return next((path for path in places if path.exists()), places[0])
+    return paths.find_ledger(os.environ, os.getuid(), node.runtime_dir)
 
 
 def read_period(since: str | None, until: str | None) -> tuple[int, int]:

@@ -24,7 +24,7 @@ COMMANDS: Final = {
     "role": "Change what a worker is used for.",
     "kv": "Show what is kept of KV below the GPUs; clear, pin, replay.",
     "usage": "Show requests and tokens, and what they cost.",
-    "energy": "Show what energy was used for; report, plot, merge.",
+    "energy": "Show what energy was used for; show, report, plot, merge, verify.",
     "install": "Make nodeserve a service of systemd.",
     "uninstall": "Take the service away again.",
     "check-config": "Say what is wrong with a configuration file.",

@@ -17,6 +17,9 @@ LONGEST_INTERNAL_NAME: Final = "kv-events-65535.sock"
 
 STORE_SUFFIX: Final = ".store"
 
+LEDGER_NAME: Final = "ledger.db"
+"""The ledger's file in a node's state directory."""
+
 INTERNALS_SUFFIX: Final = ".d"
 
 MAX_OWN_SOCKET_BYTES: Final = (
@@ -82,6 +85,12 @@ def state_directory(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> 
             if os.access(path, os.W_OK | os.X_OK):
                 return path
     return runtime_dir
+
+
+def find_ledger(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> Path:
+    """Return where a node of ``runtime_dir`` keeps its ledger; it need not be there."""
+    places = [place / LEDGER_NAME for place in state_directories(environ, uid, runtime_dir)]
+    return next((path for path in places if path.exists()), places[0])
 
 
 def internals_of(socket: Path) -> Path:

@@ -110,7 +110,7 @@ class RequestBook:
     # ------------------------------------------------------------------------- requests
 
     def note(self, noted: RequestsNoted) -> None:
-        """Book requests' starts and ends; what is booked already, or makes no sense, is left out."""
+        """Book starts and ends; what is booked already, or makes no sense, is left out."""
         for request in noted.started:
             if _is_time(request.arrived_unix_s):
                 self._start(request)

@@ -22,7 +22,7 @@ from nodeserve.wire.kv_control import (
     KvTierStatusRequest,
     KvUnpin,
 )
-from nodeserve.wire.ledger_control import LedgerEngineGone, LedgerHeartbeat, LedgerReady
+from nodeserve.wire.ledger_control import LedgerMessage
 from nodeserve.wire.spawn import TenantSpec
 from nodeserve.wire.status import (
     HandoffStats,
@@ -374,9 +374,7 @@ Message = (
     | KvPin
     | KvUnpin
     | KvDone
-    | LedgerReady
-    | LedgerHeartbeat
-    | LedgerEngineGone
+    | LedgerMessage
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

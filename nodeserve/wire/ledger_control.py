@@ -44,3 +44,7 @@ class LedgerEngineGone(_Message, frozen=True, kw_only=True):
     """This worker generation's processes have died: no step log of it is waited for any more."""
 
     generation: int
+
+
+LedgerMessage = LedgerReady | LedgerHeartbeat | LedgerEngineGone
+"""All of these, for the union of ``wire.control``."""

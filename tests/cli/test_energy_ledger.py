@@ -1,20 +1,9 @@
 import pytest
 
-from nodeserve.cli.energy_ledger import default_ledger, find_ledger, read_period
+from nodeserve.cli.energy_ledger import find_ledger, read_period
 from nodeserve.clock import unix_now_s
 from nodeserve.energy.utc import DAY_S, HOUR_S, parse_utc
 from nodeserve.errors import ConfigError
-
-
-def test_the_ledger_is_in_the_node_s_state_directory(tmp_path):
-    environ = {"XDG_STATE_HOME": str(tmp_path / "state")}
-    wanted = tmp_path / "state" / "nodeserve" / "ledger.db"
-    inside = tmp_path / "api.sock.d" / "state" / "ledger.db"
-    assert default_ledger(environ, 1000, tmp_path / "api.sock.d") == wanted
-    inside.parent.mkdir(parents=True)
-    inside.touch()
-    assert default_ledger(environ, 1000, tmp_path / "api.sock.d") == inside
-    assert not wanted.parent.exists()
 
 
 def test_a_ledger_that_is_named_is_taken_as_it_is(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.ledger.books import Books
 from tests.ledger.nodes import Node
 
 
@@ -22,3 +23,10 @@ def nodes(tmp_path):
 @pytest.fixture
 def node(nodes):
     return nodes().start()
+
+
+@pytest.fixture
+def books(tmp_path):
+    made = Books(tmp_path)
+    yield made
+    made.store.close()

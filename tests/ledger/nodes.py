@@ -1,10 +1,12 @@
 """A ledger in a process of its own, its supervisor, and those who tell it things."""
 
 import os
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
@@ -21,7 +23,9 @@ from nodeserve.wire.spawn import LedgerSpec
 WITHIN_S = 20
 
 PROGRAM = """
-import sys
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 from nodeserve.ledger.main import run
 run(bytes.fromhex(sys.argv[1]), [])
 heavy = {"torch", "vllm", "numpy"} & set(sys.modules)
@@ -32,7 +36,9 @@ assert not heavy, heavy
 class Node:
     """The supervisor's side: the control socket and one ledger at a time."""
 
-    def __init__(self, directory: Path, **spec) -> None:
+    def __init__(self, directory: Path, *, file_bytes=resource.RLIM_INFINITY, **spec) -> None:
+        """``file_bytes`` is how large a file of the ledger's process may become."""
+        self._file_bytes = file_bytes
         self.directory = directory
         self.path = directory / "ledger.db"
         self.context = zmq.Context()
@@ -49,13 +55,14 @@ class Node:
         }
         self.spec = LedgerSpec(**(fields | spec))
         bind(self._control, self.spec.control_address)
-        self.process = None
+        self.process: Any = None
         self._speakers = []
 
     def spawn(self):
         self.spec = msgspec.structs.replace(self.spec, generation=self.spec.generation + 1)
+        encoded = msgspec.msgpack.encode(self.spec).hex()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, msgspec.msgpack.encode(self.spec).hex()],
+            [sys.executable, "-c", PROGRAM, encoded, str(self._file_bytes)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stderr=subprocess.PIPE,
             text=True,
@@ -76,6 +83,15 @@ class Node:
         _, errors = self.process.communicate(timeout=WITHIN_S)
         assert self.process.returncode == 0, errors
         return errors
+
+    def give_room(self) -> None:
+        """Let the ledger's files become as large as they like."""
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, unlimited)
+
+    def ask(self, question, kind):
+        self.say(question)
+        return self.hear(kind)
 
     def say(self, message) -> None:
         self._control.send_multipart([str(self.spec.generation).encode(), control.encode(message)])
@@ -168,14 +184,14 @@ class Speaker:
             wait_ms = 0
             message = accounting.decode_from_ledger(self._socket.recv())
             self.heard.append(message)
-            match message:
-                case LedgerAck(seq=seq):
-                    self.kept = {number: kept for number, kept in self.kept.items() if number > seq}
-                case LedgerHello():
-                    if self.hello is not None:
-                        self.say(self.hello)
-                    for number in sorted(self.kept):
-                        self.say(self.kept[number])
+            if isinstance(message, LedgerAck):
+                kept = self.kept.items()
+                self.kept = {number: said for number, said in kept if number > message.seq}
+            elif isinstance(message, LedgerHello):
+                if self.hello is not None:
+                    self.say(self.hello)
+                for number in sorted(self.kept):
+                    self.say(self.kept[number])
         return self.heard
 
     def hear(self, kind, within_s=WITHIN_S):

@@ -1,4 +1,4 @@
-"""The ledger's process, killed at any point: what it has booked adds up, and nothing counts twice."""
+"""The ledger's process, killed at any point: its books add up, and nothing counts twice."""
 
 import random
 import signal

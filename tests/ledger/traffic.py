@@ -117,7 +117,8 @@ class Traffic:
 
     def _request(self, at_s) -> None:
         unix_s = self._unix_s(at_s)
-        started, ended = (), ()
+        started: tuple = ()
+        ended: tuple = ()
         if len(self.running) < MAX_RUNNING and self.random.random() < 0.5:
             self.num_requests += 1
             self.running.append(self.num_requests)
