@@ -1,4 +1,4 @@
-"""What each request in an engine's step has caused of the step's time and energy.
+"""How much of a step's time each request in it has caused.
 
 A step that computes for ``f`` seconds and reads its requests' KV for ``b`` and the weights for
 ``w`` seconds takes ``max(f, b + w)``, and what the device cannot do at that speed on top. Who is
@@ -7,9 +7,6 @@ happen to be there before it, in the mean over all orders. Members of a batch ar
 alike that those before one of them are, to a good approximation, a fraction of all that is even
 in kind; chunks of prompts are few and large, and each is there or not. Then the value has a closed
 form, and is linear in a member's ``f`` and ``b``: it need not be computed for each one.
-
-Source of the energy per operation: fits to H100 in the reference of the attribution's comparison
-(0.98 pJ/FLOP at 593 TFLOP/s, 86 pJ/B at 2.68 TB/s, beside 120 W of a device that is busy).
 """
 
 import math
@@ -19,13 +16,6 @@ from itertools import product
 from typing import Final
 
 from nodeserve.wire.accounting import WorkShape
-
-COMPUTE_WEIGHT: Final = 4.8
-"""What a second of computing at full speed draws, to the second that a busy device draws anyway:
-0.98 pJ/FLOP * 593 TFLOP/s / 120 W."""
-
-MEMORY_WEIGHT: Final = 1.9
-"""The same of a second of reading memory: 86 pJ/B * 2.68 TB/s / 120 W."""
 
 MAX_ATOMS: Final = 4
 """Chunks of one step that are treated as indivisible; more are so small that none of them is."""
@@ -61,9 +51,9 @@ def rates_of(shape: WorkShape) -> Rates:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Weights of a step: a member weighs ``equal + compute * f + memory * b``.
+    """Seconds of a step: a member has caused ``equal + compute * f + memory * b`` of them.
 
-    ``atoms`` are the whole weights of the chunks that were given as such, in their order.
+    ``atoms`` are those of the chunks that were given as such, in their order.
     """
 
     equal: float
@@ -81,7 +71,7 @@ def step_cost(
     step_s: float,
     atoms: Sequence[tuple[float, float]] = (),
 ) -> StepCost:
-    """Return what one step's requests weigh.
+    """Return how much of one step's time its requests have caused.
 
     Args:
         compute_s: Seconds of computing of all who are in the step, atoms too.
@@ -97,20 +87,14 @@ def step_cost(
         return StepCost(step_s / num_members, 0.0, 0.0, (step_s / num_members,) * len(atoms))
     # What the model does not explain is the step's own; what it explains too much is scaled away.
     scale = min(1.0, step_s / modelled_s)
-    rest_s = max(0.0, step_s - modelled_s)
     even = (
         compute_s - sum(f for f, _ in atoms),
         memory_s - sum(b for _, b in atoms),
     )
     bound, atom_s = _shapley(even, atoms, weights_s)
-    equal = (MEMORY_WEIGHT * weights_s + scale * weights_s + rest_s) / num_members
-    compute = COMPUTE_WEIGHT + scale * bound
-    memory = MEMORY_WEIGHT + scale * (1 - bound)
-    wholes = tuple(
-        equal + COMPUTE_WEIGHT * f + MEMORY_WEIGHT * b + scale * max(own_s, 0.0)
-        for (f, b), own_s in zip(atoms, atom_s, strict=True)
-    )
-    return StepCost(equal, compute, memory, wholes)
+    equal = (scale * weights_s + max(0.0, step_s - modelled_s)) / num_members
+    wholes = tuple(equal + scale * max(own_s, 0.0) for own_s in atom_s)
+    return StepCost(equal, scale * bound, scale * (1 - bound), wholes)
 
 
 def _shapley(

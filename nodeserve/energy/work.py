@@ -1,4 +1,4 @@
-"""From an engine's step logs to who has weighed how much, between two readings of a meter.
+"""From an engine's step logs to who has caused what, between two readings of a meter.
 
 Logs are kept until somebody asks for the work up to a time, which is when a meter was read. A run
 of steps that lies across that time is divided by time. What a log says of times that have been
@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from nodeserve.energy.batch import Batch
+from nodeserve.energy.batch import Batch, Caused
 from nodeserve.energy.step_cost import rates_of
 from nodeserve.wire.accounting import StepLog, WorkShape
 
@@ -32,7 +32,7 @@ class Work:
     engine has said what it did, and ``missing_s`` for how long it should have and has not.
     """
 
-    weights: dict[Doer, float] = field(default_factory=dict)
+    caused: dict[Doer, Caused] = field(default_factory=dict)
     busy: list[tuple[float, float]] = field(default_factory=list)
     covered_s: float = 0.0
     missing_s: float = 0.0
@@ -44,12 +44,17 @@ class Work:
 
     def add(self, later: "Work") -> None:
         """Take in what the same engine did right after."""
-        for doer, weight in later.weights.items():
-            self.weights[doer] = self.weights.get(doer, 0.0) + weight
+        for doer, caused in later.caused.items():
+            self.cause(doer, caused)
         for begin, end in later.busy:
             self.add_busy(begin, end)
         self.covered_s += later.covered_s
         self.missing_s += later.missing_s
+
+    def cause(self, doer: Doer, caused: Caused) -> None:
+        """Note what a leg has caused."""
+        before = self.caused.get(doer)
+        self.caused[doer] = caused if before is None else before.plus(caused)
 
     def add_busy(self, begin: float, end: float) -> None:
         """Note that steps ran; what is noted already was before, or overlaps."""
@@ -160,10 +165,9 @@ class EngineWork:
         reading.at_s = max(reading.at_s, last_s)
         reading.batch.gather()
         role = log.role.value
-        for leg_id, weight in reading.batch.weights.items():
-            doer = (leg_id, role)
-            work.weights[doer] = work.weights.get(doer, 0.0) + weight
-        reading.batch.weights.clear()
+        for leg_id, caused in reading.batch.caused.items():
+            work.cause((leg_id, role), caused)
+        reading.batch.caused.clear()
         if log.end_s > end_s:
             return False
         self._logs.popleft()

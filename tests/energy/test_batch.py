@@ -1,10 +1,10 @@
-"""What members weigh, whatever the batch costs to follow."""
+"""What members cause, whatever the batch costs to follow."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodeserve.energy.batch import Batch, seconds_of
+from nodeserve.energy.batch import Batch, Caused, seconds_of
 from nodeserve.energy.step_cost import Rates, step_cost
 from nodeserve.wire.accounting import Member
 
@@ -13,11 +13,11 @@ STEP_S = 8e-3
 
 
 class Plain:
-    """Weighs every member in every step."""
+    """Looks at every member in every step."""
 
     def __init__(self):
         self.members = {}
-        self.weights = {}
+        self.caused = {}
 
     def run(self, num_steps, once=()):
         contexts = {leg: context for leg, (_, context) in self.members.items()}
@@ -37,17 +37,24 @@ class Plain:
             step_s=STEP_S,
             atoms=atoms,
         )
+        part_s = RATES.weights_s / len(seconds)
         for step in range(num_steps):
             for leg, (tokens, _) in self.members.items():
                 member = Member(leg, tokens, contexts[leg] + tokens * step)
                 f, b = seconds_of(RATES, member)
-                weight = cost.equal + cost.compute * f + cost.memory * b
-                self.weights[leg] = self.weights.get(leg, 0.0) + weight
-        for member in once:
-            weight = cost.atoms[atoms.index(seconds_of(RATES, member))] * num_steps
-            self.weights[member.leg_id] = self.weights.get(member.leg_id, 0.0) + weight
+                step_share_s = cost.equal + cost.compute * f + cost.memory * b
+                self.cause(leg, Caused(step_share_s, f, b + part_s))
+        for member, (f, b), share_s in zip(once, atoms, cost.atoms, strict=True):
+            self.cause(member.leg_id, Caused(share_s, f, b + part_s).times(num_steps))
         for leg, (tokens, context) in self.members.items():
             self.members[leg] = (tokens, context + tokens * num_steps)
+
+    def cause(self, leg, caused):
+        self.caused[leg] = self.caused.get(leg, Caused()).plus(caused)
+
+
+def same(caused, rel=1e-6):
+    return {leg: pytest.approx(tuple(one), rel=rel, abs=1e-12) for leg, one in caused.items()}
 
 
 RUN = st.tuples(
@@ -61,7 +68,7 @@ RUN = st.tuples(
 
 @given(st.lists(RUN, max_size=12))
 @settings(max_examples=150)
-def test_sums_say_the_same_as_weighing_every_member_in_every_step(runs):
+def test_sums_say_the_same_as_looking_at_every_member_in_every_step(runs):
     batch, plain = Batch(RATES), Plain()
     for num_steps, joined, left, chunks, is_gathered in runs:
         for leg in left:
@@ -77,10 +84,10 @@ def test_sums_say_the_same_as_weighing_every_member_in_every_step(runs):
         if is_gathered:
             batch.gather()
     batch.gather()
-    assert batch.weights == pytest.approx(plain.weights, rel=1e-6)
+    assert batch.caused == same(plain.caused)
 
 
-def test_a_run_in_two_parts_weighs_what_it_weighs_whole():
+def test_a_run_in_two_parts_causes_what_it_causes_whole():
     whole, parts = Batch(RATES), Batch(RATES)
     for batch in (whole, parts):
         batch.join(Member("a", 1, 100))
@@ -91,7 +98,7 @@ def test_a_run_in_two_parts_weighs_what_it_weighs_whole():
     parts.run(62.5, STEP_S)
     whole.gather()
     parts.gather()
-    assert parts.weights == pytest.approx(whole.weights, rel=1e-4)
+    assert parts.caused == same(whole.caused, rel=1e-4)
 
 
 def test_steps_that_do_not_count_let_contexts_grow():
@@ -99,27 +106,26 @@ def test_steps_that_do_not_count_let_contexts_grow():
     late.join(Member("a", 1, 100))
     late.run(50, STEP_S, counted=0.0)
     late.gather()
-    assert late.weights == {}
+    assert late.caused == {}
     on_time.join(Member("a", 1, 150))
     for batch in (late, on_time):
         batch.run(10, STEP_S)
         batch.gather()
-    assert late.weights == pytest.approx(on_time.weights)
+    assert late.caused == same(on_time.caused)
 
 
-def test_like_chunks_weigh_alike_however_many_they_are():
+def test_like_chunks_cause_alike_however_many_they_are():
     batch = Batch(RATES)
     batch.join(Member("a", 1, 100))
     batch.run(1, 0.1, [Member(f"chunk-{n}", 300, 0) for n in range(5)])
-    weights = {weight for leg, weight in batch.weights.items() if leg != "a"}
-    assert len(weights) == 1
+    assert len({caused for leg, caused in batch.caused.items() if leg != "a"}) == 1
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 2000), st.integers(0, 30_000)), min_size=2, max_size=6),
     st.integers(0, 20),
 )
-def test_more_tokens_or_context_in_a_step_never_weigh_less(chunks, num_members):
+def test_more_tokens_or_context_in_a_step_never_cause_less(chunks, num_members):
     batch = Batch(RATES)
     for number in range(num_members):
         batch.join(Member(f"m{number}", 1, 500))
@@ -128,12 +134,13 @@ def test_more_tokens_or_context_in_a_step_never_weigh_less(chunks, num_members):
     for one in once:
         for other in once:
             if one.tokens <= other.tokens and one.context <= other.context:
-                lighter, heavier = batch.weights[one.leg_id], batch.weights[other.leg_id]
-                assert lighter <= heavier * (1 + 1e-9)
+                lighter, heavier = batch.caused[one.leg_id], batch.caused[other.leg_id]
+                pairs = zip(lighter, heavier, strict=True)
+                assert all(less <= more * (1 + 1e-9) for less, more in pairs)
 
 
-def test_an_empty_batch_weighs_nothing():
+def test_an_empty_batch_causes_nothing():
     batch = Batch(RATES)
     batch.run(10, STEP_S)
     batch.gather()
-    assert (len(batch), batch.weights) == (0, {})
+    assert (len(batch), batch.caused) == (0, {})

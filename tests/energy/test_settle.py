@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nodeserve.energy.batch import Caused
+from nodeserve.energy.calibration import Draw
 from nodeserve.energy.settle import Window, settle
 from nodeserve.energy.work import Work
 
@@ -28,7 +30,8 @@ def window(metered_mj, *, idle_mw=70_000, seconds=1.0, cause=None, begin_s=100.0
 
 
 def work(weights, *busy, missing_s=0.0):
-    return Work(weights=weights, busy=list(busy), missing_s=missing_s)
+    caused = {doer: Caused(step_s=weight) for doer, weight in weights.items()}
+    return Work(caused=caused, busy=list(busy), missing_s=missing_s)
 
 
 def test_idle_is_what_the_device_draws_while_no_step_runs():
@@ -81,6 +84,12 @@ def test_engines_on_one_meter_are_busy_together_once():
 def test_a_meter_that_nobody_owns_is_shared_by_busy_time():
     works = [work({A: 1e-3}, (100.0, 100.6)), work({B: 1e3}, (100.0, 100.2))]
     settled = settle(window(400_000, idle_mw=None), works, by_time=True)
+    assert settled.shares == {A: 300_000, B: 100_000}
+
+
+def test_shares_go_by_what_the_device_draws_for_what():
+    works = [Work(caused={A: Caused(1.0, 0.5, 0.0), B: Caused(1.0, 0.0, 0.5)}, busy=[(100, 101)])]
+    settled = settle(window(400_000), works, Draw(1.0, 4.0, 0.0))
     assert settled.shares == {A: 300_000, B: 100_000}
 
 

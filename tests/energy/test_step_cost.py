@@ -1,19 +1,16 @@
 """A step's time is shared as its Shapley value says, in closed form."""
 
 import itertools
+import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeserve.energy.step_cost import (
-    COMPUTE_WEIGHT,
-    MAX_ATOMS,
-    MEMORY_WEIGHT,
-    rates_of,
-    step_cost,
-)
+from nodeserve.energy.step_cost import MAX_ATOMS, rates_of, step_cost
 from nodeserve.wire.accounting import WorkShape
+from tests.energy.shapes import SHAPE
 
 SECONDS = st.floats(0.0, 0.1)
 ATOMS = st.lists(st.tuples(SECONDS, SECONDS), max_size=MAX_ATOMS)
@@ -46,16 +43,7 @@ def time_shares(even, atoms, weights_s):
         step_s=max(compute_s, memory_s + weights_s),
         atoms=atoms,
     )
-    draws = MEMORY_WEIGHT * weights_s / (len(even) + len(atoms))
-    shares = [
-        cost.equal - draws + (cost.compute - COMPUTE_WEIGHT) * f + (cost.memory - MEMORY_WEIGHT) * b
-        for f, b in even
-    ]
-    shares += [
-        weight - draws - COMPUTE_WEIGHT * f - MEMORY_WEIGHT * b
-        for weight, (f, b) in zip(cost.atoms, atoms, strict=True)
-    ]
-    return shares
+    return [cost.equal + cost.compute * f + cost.memory * b for f, b in even] + list(cost.atoms)
 
 
 @given(st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=8), ATOMS, SECONDS)
@@ -102,7 +90,7 @@ def test_what_the_model_does_not_explain_is_shared_equally(
 
 
 @given(st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=8), ATOMS, SECONDS, SECONDS)
-def test_no_weight_is_negative(even, atoms, weights_s, step_s):
+def test_no_share_is_negative(even, atoms, weights_s, step_s):
     cost = step_cost(
         sum(f for f, _ in [*even, *atoms]),
         sum(b for _, b in [*even, *atoms]),
@@ -129,3 +117,10 @@ def test_rates_are_seconds_at_the_devices_peaks():
     assert rates.pair_s == pytest.approx(5e-10)
     assert rates.kv_s == pytest.approx(65.536e-9)
     assert rates.weights_s == pytest.approx(8e-3)
+
+
+def test_a_shape_of_work_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="no shape of work"):
+        rates_of(msgspec.structs.replace(SHAPE, flops_per_s=0.0))
+    with pytest.raises(ValueError, match="no shape of work"):
+        rates_of(msgspec.structs.replace(SHAPE, kv_bytes=math.nan))

@@ -1,4 +1,4 @@
-"""From step logs to weights between two times."""
+"""From step logs to what legs caused between two times."""
 
 import math
 from itertools import pairwise
@@ -21,11 +21,11 @@ def work():
     return EngineWork(SHAPE, now_s=100.0)
 
 
-def test_like_members_weigh_alike_and_the_time_is_busy(work):
+def test_like_members_cause_alike_and_the_time_is_busy(work):
     work.take(steps(100.0, 101.0, batch=(leg(1), leg(2))))
     done = work.until(100.0, 101.0)
-    assert done.weights[ONE] == pytest.approx(done.weights[TWO])
-    assert done.weights[ONE] > 0
+    assert done.caused[ONE] == pytest.approx(done.caused[TWO])
+    assert done.caused[ONE].step_s == pytest.approx(0.5)
     assert (done.busy, done.covered_s, done.missing_s) == ([(100.0, 101.0)], 1.0, 0.0)
     assert work.finished_seq == 1
 
@@ -37,9 +37,10 @@ def test_a_log_across_two_windows_is_divided_by_time(work):
     whole.take(told)
     first, second = work.until(100.0, 100.25), work.until(100.25, 101.0)
     assert (first.busy_s, second.busy_s) == pytest.approx((0.25, 0.75))
-    assert second.weights[ONE] == pytest.approx(3 * first.weights[ONE], rel=0.01)
-    both = {doer: first.weights[doer] + second.weights[doer] for doer in first.weights}
-    assert both == pytest.approx(whole.until(100.0, 101.0).weights, rel=1e-4)
+    assert second.caused[ONE] == pytest.approx(first.caused[ONE].times(3), rel=0.02)
+    expected = whole.until(100.0, 101.0).caused
+    first.add(second)
+    assert first.caused == {doer: pytest.approx(one, rel=1e-4) for doer, one in expected.items()}
 
 
 def test_a_log_counts_as_finished_when_its_last_window_is_asked_for(work):
@@ -50,14 +51,14 @@ def test_a_log_counts_as_finished_when_its_last_window_is_asked_for(work):
     assert work.finished_seq == 1
 
 
-def test_who_joins_and_who_leaves_weighs_for_its_steps_only(work):
+def test_who_joins_and_who_leaves_counts_for_its_steps_only(work):
     runs = (
         StepRun(100.5, 50, 0.5),
         StepRun(101.0, 50, 0.5, (leg(2),), ("d1-1.1",)),
     )
     work.take(log(100.0, 101.0, batch=(leg(1),), runs=runs))
-    assert set(work.until(100.0, 100.5).weights) == {ONE}
-    assert set(work.until(100.5, 101.0).weights) == {TWO}
+    assert set(work.until(100.0, 100.5).caused) == {ONE}
+    assert set(work.until(100.5, 101.0).caused) == {TWO}
 
 
 def test_a_chunk_that_lies_across_a_windows_end_is_divided_by_time(work):
@@ -65,8 +66,8 @@ def test_a_chunk_that_lies_across_a_windows_end_is_divided_by_time(work):
     work.take(log(100.0, 101.0, runs=(StepRun(101.0, 1, 0.8, once=(chunk,)),)))
     first, second = work.until(100.0, 100.4), work.until(100.4, 101.0)
     assert (first.busy, second.busy) == ([(pytest.approx(100.2), 100.4)], [(100.4, 101.0)])
-    weights = [part.weights["d1-9.1", "decode"] for part in (first, second)]
-    assert weights[1] == pytest.approx(3 * weights[0])
+    early, late = (part.caused["d1-9.1", "decode"] for part in (first, second))
+    assert late == pytest.approx(early.times(3))
 
 
 def test_pauses_between_steps_are_not_busy(work):
@@ -91,7 +92,7 @@ def test_what_has_not_been_said_is_missing_and_what_comes_later_does_not_count(w
     assert after.busy == [(101.0, 101.5)]
     assert after.missing_s == pytest.approx(0.5)
     assert work.late_s == pytest.approx(0.5)
-    assert set(after.weights) == {TWO}
+    assert set(after.caused) == {TWO}
 
 
 def test_an_engine_is_not_missed_before_its_first_log_nor_after_its_death(work):
@@ -142,7 +143,7 @@ RUNS = st.lists(
 
 @given(RUNS, st.lists(st.floats(0.0, 1.0), max_size=6))
 @settings(max_examples=150)
-def test_however_time_is_cut_the_weights_add_up_to_the_same(shape, cuts):
+def test_however_time_is_cut_it_adds_up_to_the_same(shape, cuts):
     at_s, runs = 100.0, []
     for number, (num_steps, busy_s, pause_s) in enumerate(shape):
         at_s += busy_s + pause_s
@@ -158,6 +159,8 @@ def test_however_time_is_cut_the_weights_add_up_to_the_same(shape, cuts):
     found = parts.until(100.0, 100.0)
     for begin_s, end_s in pairwise(edges):
         found.add(parts.until(begin_s, end_s))
-    assert found.weights == pytest.approx(expected.weights, rel=1e-3)
+    assert found.caused == {
+        doer: pytest.approx(one, rel=1e-3, abs=1e-9) for doer, one in expected.caused.items()
+    }
     assert found.busy_s == pytest.approx(expected.busy_s)
     assert found.covered_s == pytest.approx(expected.covered_s)
