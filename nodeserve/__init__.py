@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import openai
 
-__all__ = ["connect", "connect_async"]
+    from nodeserve.ledger.response import ResponseEnergy
+
+__all__ = ["connect", "connect_async", "energy_of"]
 
 
 def connect(
@@ -32,6 +34,17 @@ def connect_async(
         socket, api_key=api_key, timeout_s=timeout_s
     )
     return client
+
+
+def energy_of(
+    response_id: str,
+    *,
+    socket: str | os.PathLike[str] | None = None,
+    db: str | os.PathLike[str] | None = None,
+) -> "ResponseEnergy":
+    """Return what a response has used above idle; see ``nodeserve.client.energy_of``."""
+    found: ResponseEnergy = _client().energy_of(response_id, socket=socket, db=db)
+    return found
 
 
 def _client() -> Any:

@@ -1,4 +1,4 @@
-"""Ready-made OpenAI clients over a node's Unix socket."""
+"""Ready-made OpenAI clients over a node's Unix socket, and what their requests have used."""
 
 import errno
 import os
@@ -8,7 +8,8 @@ from typing import Any, Final
 import httpx2
 from openai import APIConnectionError, AsyncOpenAI, OpenAI
 
-from nodeserve.config.paths import find_socket
+from nodeserve.config.paths import find_ledger, find_socket, internals_of
+from nodeserve.ledger.response import ResponseEnergy, read_response
 
 _BASE_URL: Final = "http://nodeserve/v1"
 """The host is never resolved: every connection goes to the socket."""
@@ -57,6 +58,33 @@ def connect_async(
         http_client=httpx2.AsyncClient(transport=transport, timeout=timeout_s),
         timeout=timeout_s,
     )
+
+
+def energy_of(
+    response_id: str,
+    *,
+    socket: str | os.PathLike[str] | None = None,
+    db: str | os.PathLike[str] | None = None,
+) -> ResponseEnergy:
+    """Return what a response has used above idle, in mJ, from its node's ledger.
+
+    The ledger is a file, which this reads: on the node's own machine, as a user who may. It is
+    provisional until ``is_settled``, some seconds after the response's end.
+
+    Args:
+        response_id: The ``id`` that the API answered, or the ``X-Request-Id`` that it was sent.
+        socket: The node's socket, as for ``connect``; not needed with ``db``.
+        db: The ledger's file. None takes that of the node.
+
+    Raises:
+        nodeserve.errors.RequestError: The ledger does not know the response, at least not yet.
+        nodeserve.errors.ConfigError: There is no ledger there.
+        nodeserve.errors.CapacityError: It cannot be read at present.
+    """
+    if db is not None:
+        return read_response(Path(db), response_id)
+    runtime_dir = internals_of(Path(_path(socket)))
+    return read_response(find_ledger(os.environ, os.getuid(), runtime_dir), response_id)
 
 
 def _path(socket: str | os.PathLike[str] | None) -> str:

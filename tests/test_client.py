@@ -13,6 +13,8 @@ import pytest
 
 import nodeserve
 from nodeserve import client
+from nodeserve.errors import RequestError
+from tests.ledger.books import Books, started
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -121,3 +123,16 @@ def test_importing_the_package_imports_no_openai():
     code = "import sys, nodeserve; sys.exit('openai' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_what_a_response_used_is_read_from_its_nodes_ledger(tmp_path, monkeypatch):
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    books = Books(tmp_path)
+    books.book(opened=[books.opened()])
+    books.book(books.settled({"d9-1.1": 300}), notes=[books.noted(started=[started(1)])])
+    found = nodeserve.energy_of("cmpl-1", socket=tmp_path / "api.sock")
+    assert (found.total_mj, found.is_settled) == (300, False)
+    assert nodeserve.energy_of("cmpl-1", db=books.path) == found
+    with pytest.raises(RequestError, match="knows no response"):
+        nodeserve.energy_of("cmpl-2", db=books.path)
+    books.store.close()

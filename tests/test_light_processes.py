@@ -15,6 +15,8 @@ HEAVY = ("torch", "transformers", "vllm")
     [
         "nodeserve.block_manager.main",
         "nodeserve.cli.main",
+        "nodeserve.cli.energy_plot",
+        "nodeserve.cli.energy_report",
         "nodeserve.cli.serve",
         "nodeserve.cli.status",
         "nodeserve.client",

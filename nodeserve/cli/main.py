@@ -23,6 +23,8 @@ COMMANDS: Final = {
     "reload": "Read the configuration again and renew the supervisor.",
     "role": "Change what a worker is used for.",
     "kv": "Show what is kept of KV below the GPUs; clear, pin, replay.",
+    "usage": "Show requests and tokens, and what they cost.",
+    "energy": "Show what energy was used for; show, report, plot, merge, verify.",
     "install": "Make nodeserve a service of systemd.",
     "uninstall": "Take the service away again.",
     "check-config": "Say what is wrong with a configuration file.",

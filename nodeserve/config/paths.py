@@ -18,6 +18,9 @@ LONGEST_INTERNAL_NAME: Final = "kv-events-65535.sock"
 
 STORE_SUFFIX: Final = ".store"
 
+LEDGER_NAME: Final = "ledger.db"
+"""The ledger's file in a node's state directory."""
+
 INTERNALS_SUFFIX: Final = ".d"
 
 MAX_OWN_SOCKET_BYTES: Final = (
@@ -59,11 +62,10 @@ def find_socket(environ: Mapping[str, str], uid: int, *, service: Path = SERVICE
     return service if service.exists() and not own.exists() else own
 
 
-def state_directory(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> Path:
-    """Return where the node keeps what is worth keeping over restarts; makes it if need be.
+def state_directories(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> tuple[Path, Path]:
+    """Return where a node may keep what is worth keeping over restarts, the better place first.
 
-    Systemd's, the machine's or the user's; where none of them can be had, below ``runtime_dir``,
-    which a clean end removes.
+    Systemd's, the machine's or the user's; and below ``runtime_dir``, which a clean end removes.
     """
     from_systemd = environ.get("STATE_DIRECTORY", "").split(":")[0]
     if from_systemd:
@@ -73,12 +75,23 @@ def state_directory(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> 
     else:
         home = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME", "~"), ".local", "state")
         wanted = Path(home).expanduser() / "nodeserve"
-    for path in (wanted, runtime_dir / "state"):
+    return wanted, runtime_dir / "state"
+
+
+def state_directory(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> Path:
+    """Return the first of the ``state_directories`` that can be had; makes it if need be."""
+    for path in state_directories(environ, uid, runtime_dir):
         with contextlib.suppress(OSError):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if os.access(path, os.W_OK | os.X_OK):
                 return path
     return runtime_dir
+
+
+def find_ledger(environ: Mapping[str, str], uid: int, runtime_dir: Path) -> Path:
+    """Return where a node of ``runtime_dir`` keeps its ledger; it need not be there."""
+    places = [place / LEDGER_NAME for place in state_directories(environ, uid, runtime_dir)]
+    return next((path for path in places if path.exists()), places[0])
 
 
 def internals_of(socket: Path) -> Path:

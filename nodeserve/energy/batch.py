@@ -1,28 +1,59 @@
-"""Who is in an engine's batch, and what each has weighed in the steps since it came.
+"""Who is in an engine's batch, and what each has caused in the steps since it came.
 
-In a step a member weighs ``equal + compute * f + memory * b``, with the same three numbers for
-all; ``f`` and ``b`` are linear in its context, which grows by its tokens with every step. So the
-sums over steps of the three, and of the last two times the number of the step, say what any
-member has weighed: a step costs the same however many members there are, and a member is looked
-at only when it comes and when it goes.
+In a step a member causes ``equal + compute * f + memory * b`` seconds of the step's time, with the
+same three numbers for all; ``f`` and ``b`` are linear in its context, which grows by its tokens
+with every step. So the sums over steps of the three, and of the last two times the number of the
+step, say what any member has caused: a step costs the same however many members there are, and a
+member is looked at only when it comes and when it goes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from nodeserve.energy.step_cost import MAX_ATOMS, Rates, step_cost
 from nodeserve.wire.accounting import Member
 
 
+class Caused(NamedTuple):
+    """What a leg has caused: seconds of steps, and at the device's peaks of computing and memory.
+
+    The first are of the time that steps took; the others say what was done in it.
+    """
+
+    step_s: float = 0.0
+    compute_s: float = 0.0
+    memory_s: float = 0.0
+
+    def plus(self, other: "Caused") -> "Caused":
+        """Return the sum of both."""
+        return Caused(
+            self.step_s + other.step_s,
+            self.compute_s + other.compute_s,
+            self.memory_s + other.memory_s,
+        )
+
+    def times(self, factor: float) -> "Caused":
+        """Return so many times as much."""
+        return Caused(self.step_s * factor, self.compute_s * factor, self.memory_s * factor)
+
+
 @dataclass(slots=True)
 class _Sums:
-    """Over all steps: the three numbers, the last two times the step's number, and that."""
+    """Over all steps: their number, and over those that count what members cause in each.
+
+    ``counted`` is how many count, ``parts`` what one of them bears of the weights' reading. What
+    ends in ``_steps`` is multiplied by each step's number.
+    """
 
     steps: float = 0.0
+    counted: float = 0.0
+    counted_steps: float = 0.0
+    parts: float = 0.0
     equal: float = 0.0
     compute: float = 0.0
-    memory: float = 0.0
     compute_steps: float = 0.0
+    memory: float = 0.0
     memory_steps: float = 0.0
 
 
@@ -36,13 +67,10 @@ class _Seat:
 
 
 class Batch:
-    """The members of one engine's batch. ``weights`` gathers what legs have weighed.
-
-    Weights are in seconds of a busy device's own draw; see ``step_cost``.
-    """
+    """The members of one engine's batch. ``caused`` gathers what legs have caused."""
 
     def __init__(self, rates: Rates) -> None:
-        self.weights: dict[str, float] = {}
+        self.caused: dict[str, Caused] = {}
         self._rates = rates
         self._sums = _Sums()
         self._seats: dict[str, _Seat] = {}
@@ -59,21 +87,12 @@ class Batch:
     def join(self, member: Member) -> None:
         """Let a member in; one that is in already has another context from now on."""
         self.leave(member.leg_id)
-        sums = self._sums
-        origin = member.context - member.tokens * sums.steps
-        since = _Sums(
-            sums.steps,
-            sums.equal,
-            sums.compute,
-            sums.memory,
-            sums.compute_steps,
-            sums.memory_steps,
-        )
-        self._seats[member.leg_id] = _Seat(member.tokens, origin, since)
+        origin = member.context - member.tokens * self._sums.steps
+        self._seats[member.leg_id] = _Seat(member.tokens, origin, replace(self._sums))
         self._add(member.tokens, origin, 1)
 
     def leave(self, leg_id: str) -> None:
-        """Let a member go, and gather what it has weighed; nothing for one that is not in."""
+        """Let a member go, and gather what it has caused; nothing for one that is not in."""
         seat = self._seats.pop(leg_id, None)
         if seat is not None:
             self._gather(leg_id, seat)
@@ -88,7 +107,7 @@ class Batch:
             num_steps: How many, or which part of some.
             step_s: How long one took.
             once: Who computed in each of them beside the batch.
-            counted: 0 to let contexts grow only, 1 to weigh too.
+            counted: 0 to let contexts grow only, 1 to count too.
         """
         count = len(self._seats) + len(once)
         if not count or num_steps <= 0:
@@ -97,33 +116,36 @@ class Batch:
         # In the middle of these steps; the first one's contexts are those of now.
         middle = sums.steps + (num_steps - 1) / 2
         compute_s, memory_s = self._seconds(middle)
-        chunks = sorted(((seconds_of(rates, m), m.leg_id) for m in once), key=_atomic, reverse=True)
-        num_atoms = _num_atoms(chunks)
+        chunks = [seconds_of(rates, member) for member in once]
+        atoms = chunks if len(chunks) <= MAX_ATOMS else []
         cost = step_cost(
-            compute_s + sum(f for (f, _), _ in chunks),
-            memory_s + sum(b for (_, b), _ in chunks),
+            compute_s + sum(f for f, _ in chunks),
+            memory_s + sum(b for _, b in chunks),
             count,
             weights_s=rates.weights_s,
             step_s=step_s,
-            atoms=[seconds for seconds, _ in chunks[:num_atoms]],
+            atoms=atoms,
         )
+        part_s = rates.weights_s / count
         weighed = num_steps * counted
-        for place, ((f, b), leg_id) in enumerate(chunks if weighed else ()):
-            weight = (
-                cost.atoms[place]
-                if place < num_atoms
-                else cost.equal + cost.compute * f + cost.memory * b
-            )
-            self.weights[leg_id] = self.weights.get(leg_id, 0.0) + weight * weighed
+        if weighed:
+            shares = cost.atoms or [
+                cost.equal + cost.compute * f + cost.memory * b for f, b in chunks
+            ]
+            for member, (f, b), step_share_s in zip(once, chunks, shares, strict=True):
+                self._cause(member.leg_id, Caused(step_share_s, f, b + part_s).times(weighed))
+        sums.counted += weighed
+        sums.counted_steps += weighed * middle
+        sums.parts += weighed * part_s
         sums.equal += weighed * cost.equal
         sums.compute += weighed * cost.compute
-        sums.memory += weighed * cost.memory
         sums.compute_steps += weighed * cost.compute * middle
+        sums.memory += weighed * cost.memory
         sums.memory_steps += weighed * cost.memory * middle
         sums.steps += num_steps
 
     def gather(self) -> None:
-        """Gather what all members have weighed so far; they stay."""
+        """Gather what all members have caused so far; they stay."""
         members = [
             (leg_id, seat.tokens, seat.origin + seat.tokens * self._sums.steps)
             for leg_id, seat in self._seats.items()
@@ -139,19 +161,30 @@ class Batch:
             self._add(tokens, context, 1)
 
     def _gather(self, leg_id: str, seat: _Seat) -> None:
-        now, since, rates, tokens = self._sums, seat.since, self._rates, seat.tokens
-        compute = now.compute - since.compute
-        memory = now.memory - since.memory
-        compute_contexts = seat.origin * compute
-        compute_contexts += tokens * (now.compute_steps - since.compute_steps)
-        memory_contexts = seat.origin * memory
-        memory_contexts += tokens * (now.memory_steps - since.memory_steps)
-        weight = now.equal - since.equal
-        weight += tokens * (rates.token_s + rates.pair_s * (tokens + 1) / 2) * compute
-        weight += tokens * rates.pair_s * compute_contexts
-        weight += rates.kv_s * (tokens * memory + memory_contexts)
-        if weight > 0:
-            self.weights[leg_id] = self.weights.get(leg_id, 0.0) + weight
+        now, since = self._sums, seat.since
+        counted = now.counted - since.counted
+        if counted <= 0:
+            return
+        f, b = self._over(seat, counted, now.counted_steps - since.counted_steps)
+        by_f, _ = self._over(
+            seat, now.compute - since.compute, now.compute_steps - since.compute_steps
+        )
+        _, by_b = self._over(seat, now.memory - since.memory, now.memory_steps - since.memory_steps)
+        step_s = now.equal - since.equal + by_f + by_b
+        memory_s = b + now.parts - since.parts
+        # Differences of sums may fall a rounding below 0.
+        self._cause(leg_id, Caused(max(step_s, 0.0), max(f, 0.0), max(memory_s, 0.0)))
+
+    def _over(self, seat: _Seat, factor: float, factor_steps: float) -> tuple[float, float]:
+        """Return a member's seconds of computing and of memory, over steps with such factors."""
+        rates, tokens = self._rates, seat.tokens
+        contexts = seat.origin * factor + tokens * factor_steps
+        own = tokens * (rates.token_s + rates.pair_s * (tokens + 1) / 2) * factor
+        return own + tokens * rates.pair_s * contexts, rates.kv_s * (tokens * factor + contexts)
+
+    def _cause(self, leg_id: str, caused: Caused) -> None:
+        before = self.caused.get(leg_id)
+        self.caused[leg_id] = caused if before is None else before.plus(caused)
 
     def _seconds(self, step: float) -> tuple[float, float]:
         """Return the seconds of computing and of memory of all members in a step."""
@@ -174,21 +207,3 @@ def seconds_of(rates: Rates, member: Member) -> tuple[float, float]:
     tokens, context = member.tokens, member.context
     pairs = tokens * (context + (tokens + 1) / 2)
     return rates.token_s * tokens + rates.pair_s * pairs, rates.kv_s * (context + tokens)
-
-
-Chunk = tuple[tuple[float, float], str]
-"""Seconds of computing and of memory, and whose they are."""
-
-
-def _atomic(chunk: Chunk) -> float:
-    """Return how far a chunk is from being bound by memory, which members mostly are."""
-    (compute_s, memory_s), _ = chunk
-    return compute_s - memory_s
-
-
-def _num_atoms(chunks: Sequence[Chunk]) -> int:
-    """Return how many of the largest, in order, are indivisible: like ones are treated alike."""
-    count = min(MAX_ATOMS, len(chunks))
-    while 0 < count < len(chunks) and _atomic(chunks[count - 1]) == _atomic(chunks[count]):
-        count -= 1
-    return count

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from nodeserve.energy.calibration import TYPICAL, Draw
 from nodeserve.energy.split import split_energy_mj
 from nodeserve.energy.work import Doer, Work
 from nodeserve.errors import InvariantError
@@ -64,12 +65,19 @@ class Settled:
     is_idle_known: bool = True
 
     @property
+    def used_mj(self) -> int:
+        """What is above idle."""
+        return self.window.metered_mj - self.idle_mj - self.quarantine_mj
+
+    @property
     def allocated_mj(self) -> int:
         """What is above idle and not in quarantine."""
         return sum(self.shares.values()) + self.unattributed_mj
 
 
-def settle(window: Window, works: Sequence[Work], *, by_time: bool = False) -> Settled:
+def settle(
+    window: Window, works: Sequence[Work], draw: Draw = TYPICAL, *, by_time: bool = False
+) -> Settled:
     """Divide ``window`` among those who ran on its meter.
 
     Idle is what the device draws anyway, for as long as no step ran; all else is used. Where an
@@ -78,6 +86,7 @@ def settle(window: Window, works: Sequence[Work], *, by_time: bool = False) -> S
     Args:
         window: What was metered.
         works: What each engine on the meter did in the window's time.
+        draw: What the device draws for what.
         by_time: Engines share by how long each was busy, and within each by weight: for meters
             that no engine owns, whose engines' weights can't be compared.
     """
@@ -92,7 +101,7 @@ def settle(window: Window, works: Sequence[Work], *, by_time: bool = False) -> S
         idle_mj = min(window.metered_mj, round(window.idle_mw * (span_s - used_s)))
     else:
         idle_mj = 0 if used_s > 0 else window.metered_mj
-    weights = _weights(works, by_time=by_time)
+    weights = _weights(works, draw, by_time=by_time)
     if not used_s and not weights:
         idle_mj = window.metered_mj
     used_mj = window.metered_mj - idle_mj
@@ -113,14 +122,15 @@ def settle(window: Window, works: Sequence[Work], *, by_time: bool = False) -> S
     return settled
 
 
-def _weights(works: Sequence[Work], *, by_time: bool) -> dict[Doer, float]:
+def _weights(works: Sequence[Work], draw: Draw, *, by_time: bool) -> dict[Doer, float]:
     weights: dict[Doer, float] = {}
     for work in works:
-        total = sum(work.weights.values())
+        own = {doer: draw.weigh(caused) for doer, caused in work.caused.items()}
+        total = sum(own.values())
         if total <= 0:
             continue
         scale = work.busy_s / total if by_time else 1.0
-        for doer, weight in work.weights.items():
+        for doer, weight in own.items():
             weights[doer] = weights.get(doer, 0.0) + weight * scale
     return weights
 

@@ -1,4 +1,4 @@
-"""What each request in an engine's step has caused of the step's time and energy.
+"""How much of a step's time each request in it has caused.
 
 A step that computes for ``f`` seconds and reads its requests' KV for ``b`` and the weights for
 ``w`` seconds takes ``max(f, b + w)``, and what the device cannot do at that speed on top. Who is
@@ -7,11 +7,9 @@ happen to be there before it, in the mean over all orders. Members of a batch ar
 alike that those before one of them are, to a good approximation, a fraction of all that is even
 in kind; chunks of prompts are few and large, and each is there or not. Then the value has a closed
 form, and is linear in a member's ``f`` and ``b``: it need not be computed for each one.
-
-Source of the energy per operation: fits to H100 in the reference of the attribution's comparison
-(0.98 pJ/FLOP at 593 TFLOP/s, 86 pJ/B at 2.68 TB/s, beside 120 W of a device that is busy).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -19,15 +17,8 @@ from typing import Final
 
 from nodeserve.wire.accounting import WorkShape
 
-COMPUTE_WEIGHT: Final = 4.8
-"""What a second of computing at full speed draws, to the second that a busy device draws anyway:
-0.98 pJ/FLOP * 593 TFLOP/s / 120 W."""
-
-MEMORY_WEIGHT: Final = 1.9
-"""The same of a second of reading memory: 86 pJ/B * 2.68 TB/s / 120 W."""
-
-MAX_ATOMS: Final = 3
-"""Chunks of one step that are treated as indivisible; further ones are treated as members."""
+MAX_ATOMS: Final = 4
+"""Chunks of one step that are treated as indivisible; more are so small that none of them is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +32,15 @@ class Rates:
 
 
 def rates_of(shape: WorkShape) -> Rates:
-    """Return how long an engine's device takes for what at its peaks."""
+    """Return how long an engine's device takes for what at its peaks.
+
+    Raises:
+        ValueError: The peaks are not above 0, or a cost is negative or no number.
+    """
+    costs = (shape.token_flops, shape.pair_flops, shape.kv_bytes, shape.weight_bytes)
+    peaks = (shape.flops_per_s, shape.bytes_per_s)
+    if not all(0 <= cost < math.inf for cost in costs) or not all(0 < p < math.inf for p in peaks):
+        raise ValueError(f"{shape} is no shape of work: peaks must be above 0, and all be finite")
     return Rates(
         token_s=shape.token_flops / shape.flops_per_s,
         pair_s=shape.pair_flops / shape.flops_per_s,
@@ -52,9 +51,9 @@ def rates_of(shape: WorkShape) -> Rates:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Weights of a step: a member weighs ``equal + compute * f + memory * b``.
+    """Seconds of a step: a member has caused ``equal + compute * f + memory * b`` of them.
 
-    ``atoms`` are the whole weights of the chunks that were given as such, in their order.
+    ``atoms`` are those of the chunks that were given as such, in their order.
     """
 
     equal: float
@@ -72,7 +71,7 @@ def step_cost(
     step_s: float,
     atoms: Sequence[tuple[float, float]] = (),
 ) -> StepCost:
-    """Return what one step's requests weigh.
+    """Return how much of one step's time its requests have caused.
 
     Args:
         compute_s: Seconds of computing of all who are in the step, atoms too.
@@ -88,20 +87,14 @@ def step_cost(
         return StepCost(step_s / num_members, 0.0, 0.0, (step_s / num_members,) * len(atoms))
     # What the model does not explain is the step's own; what it explains too much is scaled away.
     scale = min(1.0, step_s / modelled_s)
-    rest_s = step_s - scale * modelled_s
     even = (
         compute_s - sum(f for f, _ in atoms),
         memory_s - sum(b for _, b in atoms),
     )
     bound, atom_s = _shapley(even, atoms, weights_s)
-    equal = (MEMORY_WEIGHT * weights_s + scale * weights_s + rest_s) / num_members
-    compute = COMPUTE_WEIGHT + scale * bound
-    memory = MEMORY_WEIGHT + scale * (1 - bound)
-    wholes = tuple(
-        equal + COMPUTE_WEIGHT * f + MEMORY_WEIGHT * b + scale * own_s
-        for (f, b), own_s in zip(atoms, atom_s, strict=True)
-    )
-    return StepCost(equal, compute, memory, wholes)
+    equal = (scale * weights_s + max(0.0, step_s - modelled_s)) / num_members
+    wholes = tuple(equal + scale * max(own_s, 0.0) for own_s in atom_s)
+    return StepCost(equal, scale * bound, scale * (1 - bound), wholes)
 
 
 def _shapley(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from nodeserve.energy.calibration import Calibration
 from nodeserve.energy.meter import LastReading, count
 from nodeserve.energy.settle import Settled, Window, settle
 from nodeserve.energy.work import EngineWork, Work
@@ -91,6 +92,7 @@ class Accountant:
         self._edges: deque[_Edge] = deque()
         self._engines: dict[int, _Engine] = {}
         self._carried: dict[str, dict[int, Work]] = {}
+        self._calibrations: dict[str, Calibration] = {}
         self._settled_s: float | None = None
         self._monitor = 0
 
@@ -233,7 +235,17 @@ class Accountant:
                 self._carry(name, works)
             else:
                 by_time = meter is not None and meter.kind in UNOWNED_KINDS
-                settled.append(settle(window, list(works.values()), by_time=by_time))
+                settled.append(self._settle_one(window, list(works.values()), by_time=by_time))
+        return settled
+
+    def _settle_one(self, window: Window, works: list[Work], *, by_time: bool) -> Settled:
+        """Settle a window by what its meter was seen to draw so far, and see what it drew."""
+        calibration = self._calibrations.setdefault(window.meter, Calibration())
+        settled = settle(window, works, calibration.draw, by_time=by_time)
+        has_seen_all = not any(work.missing_s > 0 for work in works)
+        if window.cause is None and settled.is_idle_known and has_seen_all and not by_time:
+            caused = (caused for work in works for caused in work.caused.values())
+            calibration.learn(caused, settled.used_mj)
         return settled
 
     def _engines_of(self, meter: Meter | None, name: str) -> Iterable[int]:
@@ -243,7 +255,7 @@ class Accountant:
 
     def _carry(self, name: str, works: dict[int, Work]) -> None:
         """Keep the work of a time in which a meter was not read."""
-        if sum(len(work.weights) for work in works.values()) > MAX_CARRIED:
+        if sum(len(work.caused) for work in works.values()) > MAX_CARRIED:
             works = {
                 generation: Work(missing_s=work.missing_s + work.busy_s)
                 for generation, work in works.items()

@@ -1,15 +1,16 @@
-"""From an engine's step logs to who has weighed how much, between two readings of a meter.
+"""From an engine's step logs to who has caused what, between two readings of a meter.
 
 Logs are kept until somebody asks for the work up to a time, which is when a meter was read. A run
 of steps that lies across that time is divided by time. What a log says of times that have been
 asked for before comes too late: its contexts count, its work does not.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from nodeserve.energy.batch import Batch
+from nodeserve.energy.batch import Batch, Caused
 from nodeserve.energy.step_cost import rates_of
 from nodeserve.wire.accounting import StepLog, WorkShape
 
@@ -31,7 +32,7 @@ class Work:
     engine has said what it did, and ``missing_s`` for how long it should have and has not.
     """
 
-    weights: dict[Doer, float] = field(default_factory=dict)
+    caused: dict[Doer, Caused] = field(default_factory=dict)
     busy: list[tuple[float, float]] = field(default_factory=list)
     covered_s: float = 0.0
     missing_s: float = 0.0
@@ -43,12 +44,17 @@ class Work:
 
     def add(self, later: "Work") -> None:
         """Take in what the same engine did right after."""
-        for doer, weight in later.weights.items():
-            self.weights[doer] = self.weights.get(doer, 0.0) + weight
+        for doer, caused in later.caused.items():
+            self.cause(doer, caused)
         for begin, end in later.busy:
             self.add_busy(begin, end)
         self.covered_s += later.covered_s
         self.missing_s += later.missing_s
+
+    def cause(self, doer: Doer, caused: Caused) -> None:
+        """Note what a leg has caused."""
+        before = self.caused.get(doer)
+        self.caused[doer] = caused if before is None else before.plus(caused)
 
     def add_busy(self, begin: float, end: float) -> None:
         """Note that steps ran; what is noted already was before, or overlaps."""
@@ -101,9 +107,15 @@ class EngineWork:
         return self._gone_s is not None
 
     def take(self, log: StepLog) -> None:
-        """Take in a log; one that was taken before is left out."""
+        """Take in a log; one that was taken before is left out.
+
+        Raises:
+            ValueError: Its times or contexts are none.
+        """
         if log.seq <= self._last_seq:
             return
+        if not _is_sound(log):
+            raise ValueError(f"step log {log.seq} of generation {log.generation} makes no sense")
         self._last_seq = log.seq
         if len(self._logs) >= MAX_LOGS:
             self.finished_seq = self._logs.popleft().seq
@@ -153,10 +165,9 @@ class EngineWork:
         reading.at_s = max(reading.at_s, last_s)
         reading.batch.gather()
         role = log.role.value
-        for leg_id, weight in reading.batch.weights.items():
-            doer = (leg_id, role)
-            work.weights[doer] = work.weights.get(doer, 0.0) + weight
-        reading.batch.weights.clear()
+        for leg_id, caused in reading.batch.caused.items():
+            work.cause((leg_id, role), caused)
+        reading.batch.caused.clear()
         if log.end_s > end_s:
             return False
         self._logs.popleft()
@@ -170,7 +181,7 @@ class EngineWork:
         if run.num_steps < 1:
             return True
         batch = reading.batch
-        start_s = run.end_s - max(run.busy_s, 0.0)
+        start_s = run.end_s - run.busy_s
         if reading.done == 0.0:
             if start_s >= end_s and run.end_s > end_s:
                 return False
@@ -178,7 +189,7 @@ class EngineWork:
                 batch.leave(leg_id)
             for member in run.joined:
                 batch.join(member)
-        step_s = max(run.busy_s, 0.0) / run.num_steps
+        step_s = run.busy_s / run.num_steps
         span_s = run.end_s - start_s
         late = _part(begin_s - start_s, span_s)
         due = _part(end_s - start_s, span_s)
@@ -192,6 +203,19 @@ class EngineWork:
             work.add_busy(start_s + reading.done * span_s, start_s + due * span_s)
             reading.done = due
         return due >= 1.0
+
+
+def _is_sound(log: StepLog) -> bool:
+    """Whether all that is computed with is a number, and time goes forward."""
+    if not -math.inf < log.begin_s <= log.end_s < math.inf:
+        return False
+    members = list(log.batch)
+    for run in log.runs:
+        if not (-math.inf < run.end_s < math.inf and 0 <= run.busy_s < math.inf):
+            return False
+        members += run.joined
+        members += run.once
+    return all(member.tokens >= 0 and member.context >= 0 for member in members)
 
 
 def _part(seconds: float, span_s: float) -> float:

@@ -15,6 +15,10 @@ MAX_KEYS: Final = 200_000
 MAX_NAME_CHARS: Final = 512
 """Of what a client may choose, such as a request's id; more is cut off."""
 
+MAX_TOKENS: Final = 1 << 40
+MAX_UNIX_S: Final = float(1 << 40)
+"""What no request can reach; such figures are left out, for sums must hold."""
+
 _CHOICE: Final = re.compile(r"(\d{1,9})_(?=\D)")
 """Of ``n`` choices, vLLM puts the number of each before the id: vllm/v1/engine/
 parallel_sampling.py (0.32)."""
@@ -106,11 +110,13 @@ class RequestBook:
     # ------------------------------------------------------------------------- requests
 
     def note(self, noted: RequestsNoted) -> None:
-        """Book requests' starts and ends; what is booked already is left alone."""
+        """Book starts and ends; what is booked already, or makes no sense, is left out."""
         for request in noted.started:
-            self._start(request)
+            if _is_time(request.arrived_unix_s):
+                self._start(request)
         for ended in noted.ended:
-            self._end(ended)
+            if _is_sound(ended):
+                self._end(ended)
 
     def settle_until(self, until_unix_s: float) -> None:
         """Call settled what ended before a time until which all windows are booked."""
@@ -229,6 +235,20 @@ def leg_of(leg_id: str) -> tuple[str, int | None]:
     if not request_id or not number.isdecimal() or len(number) > 9:
         return leg_id, None
     return request_id, int(number)
+
+
+def _is_time(unix_s: float) -> bool:
+    return 0 <= unix_s < MAX_UNIX_S
+
+
+def _is_sound(ended: EndedRequest) -> bool:
+    """Whether a request's end can be booked at all."""
+    tokens = (ended.prompt_tokens, ended.cached_tokens, ended.output_tokens, ended.scrap_tokens)
+    return (
+        _is_time(ended.arrived_unix_s)
+        and _is_time(ended.ended_unix_s)
+        and all(0 <= count < MAX_TOKENS for count in (*tokens, ended.resumed))
+    )
 
 
 def _wire_id(wire_id: str) -> tuple[str, int]:

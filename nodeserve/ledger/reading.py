@@ -1,9 +1,8 @@
-"""Read a ledger: the rows that reports are made of, and one response's figures."""
+"""Read a ledger: the rows that reports are made of."""
 
-import re
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from nodeserve.energy.rows import EnergyRow, MeterRow, TokenRow
@@ -12,16 +11,6 @@ from nodeserve.ledger.schema import ROLES
 
 UNKNOWN: Final = "#unknown"
 """The listener and model of energy whose request nobody has told the ledger of."""
-
-PREFIXES: Final = ("", "cmpl-", "chatcmpl-", "resp_", "embd-", "pool-", "classify-")
-"""What gateways put before an id; the client's own ``X-Request-Id`` comes back behind one."""
-
-_SUFFIX: Final = re.compile(r"(?:[-_]\d{1,6})*(?:-[0-9a-f]{8})?")
-"""What gateways put behind it. vLLM 0.32's Python server: the number of the prompt in a list
-(``-0``) or of a turn (``_0``), then ``-`` and 8 hexadecimal digits."""
-
-MAX_FOUND: Final = 1024
-"""Requests of one response: ``n`` choices of each of its prompts."""
 
 _ENERGY: Final = """
 SELECT hour, p.listener, p.model, role, m.meter,
@@ -61,16 +50,6 @@ FROM token_hour JOIN place p USING (place_id)
 WHERE hour >= ?1 AND hour < ?2 ORDER BY hour, p.listener, p.model, role
 """
 
-_REQUESTS: Final = """
-SELECT key, request_id, wire_id, choice, listener, model, outcome, arrived_unix_ms,
-    ended_unix_ms, prompt_tokens, cached_tokens, output_tokens, scrap_tokens, resumed, legs,
-    settled
-FROM request JOIN place USING (place_id)
-WHERE wire_id = ?1 OR (wire_id > ?1 || '-' AND wire_id < ?1 || '.')
-    OR (wire_id > ?1 || '_' AND wire_id < ?1 || '`')
-ORDER BY key DESC LIMIT ?2
-"""
-
 _FOREVER: Final = 1 << 40
 
 
@@ -82,44 +61,6 @@ class Node:
     name: str
     zone: str
     created_unix_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestEnergy:
-    """What one request of a response has used above idle; energy in mJ.
-
-    ``prefill_mj`` are of workers that only prefill and ``decode_mj`` of those that only decode;
-    what a worker that does both used is in ``aggregated_mj``. None of these includes
-    ``scrap_mj``. All are None where nothing of its energy is known. It is provisional until
-    ``is_settled``. ``gaps`` are causes for which energy of its meters and time is booked to
-    nobody, so that the figures may be too low.
-    """
-
-    request_id: str
-    wire_id: str
-    choice: int
-    listener: str
-    model: str
-    outcome: str | None
-    arrived_unix_s: float | None
-    ended_unix_s: float | None
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    scrap_tokens: int
-    resumed: int
-    is_settled: bool
-    prefill_mj: int | None
-    decode_mj: int | None
-    aggregated_mj: int | None
-    scrap_mj: int | None
-    meters: dict[str, int] = field(default_factory=dict)
-    gaps: tuple[str, ...] = ()
-
-    @property
-    def total_mj(self) -> int | None:
-        """All of it, or None."""
-        return sum(self.meters.values()) if self.meters or self.scrap_mj is not None else None
 
 
 class Ledger:
@@ -202,74 +143,6 @@ class Ledger:
                 output_tokens=output,
                 scrap_tokens=scrap,
             )
-
-    def find(self, response_id: str) -> list[RequestEnergy]:
-        """Return the requests behind a response, oldest first; empty for an unknown one.
-
-        There are several where it has several choices or prompts, and where clients have used
-        the same ``X-Request-Id`` again. That id alone finds them too.
-        """
-        found = {}
-        for prefix in PREFIXES:
-            for row in self._db.execute(_REQUESTS, (prefix + response_id, MAX_FOUND)):
-                if _SUFFIX.fullmatch(row[2], len(prefix) + len(response_id)):
-                    found[row[0]] = row
-            if found:
-                break
-        return [self._request(found[key]) for key in sorted(found)]
-
-    def _request(self, row: tuple) -> RequestEnergy:  # type: ignore[type-arg]
-        (key, request_id, wire_id, choice, listener, model, outcome, arrived, ended) = row[:9]
-        prompt, cached, output, scrap, resumed, legs, settled = row[9:]
-        by_role = dict.fromkeys(ROLES, 0)
-        scrap_mj = 0
-        meters: dict[str, int] = {}
-        shares = self._db.execute(
-            "SELECT role, is_scrap, meter, mj FROM share JOIN meter USING (meter_id)"
-            " WHERE request_key = ?",
-            (key,),
-        ).fetchall()
-        for role, is_scrap, meter, mj in shares:
-            meters[meter] = meters.get(meter, 0) + mj
-            if is_scrap:
-                scrap_mj += mj
-            else:
-                by_role[ROLES[role]] += mj
-        is_known = bool(shares) or (outcome is not None and not legs)
-        return RequestEnergy(
-            request_id=request_id,
-            wire_id=wire_id,
-            choice=choice,
-            listener=listener,
-            model=model,
-            outcome=outcome,
-            arrived_unix_s=None if arrived is None else arrived / 1000,
-            ended_unix_s=None if ended is None else ended / 1000,
-            prompt_tokens=prompt,
-            cached_tokens=cached,
-            output_tokens=output,
-            scrap_tokens=scrap,
-            resumed=resumed,
-            is_settled=bool(settled),
-            prefill_mj=by_role["prefill"] if is_known else None,
-            decode_mj=by_role["decode"] if is_known else None,
-            aggregated_mj=by_role["aggregated"] if is_known else None,
-            scrap_mj=scrap_mj if is_known else None,
-            meters=meters,
-            gaps=self._gaps(key, arrived, ended),
-        )
-
-    def _gaps(self, key: int, arrived: int | None, ended: int | None) -> tuple[str, ...]:
-        """Return for which causes energy is in quarantine in a request's time on its meters."""
-        if arrived is None:
-            return ()
-        rows = self._db.execute(
-            "SELECT DISTINCT cause FROM window WHERE cause IS NOT NULL AND quarantine_mj > 0"
-            " AND meter_id IN (SELECT meter_id FROM share WHERE request_key = ?)"
-            " AND end_unix_ms > ? AND (?3 IS NULL OR begin_unix_ms < ?3) ORDER BY cause",
-            (key, arrived, ended),
-        )
-        return tuple(cause for (cause,) in rows)
 
 
 def _hours(since_unix_s: float, until_unix_s: float | None) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from nodeserve.energy.meter import LastReading
 from nodeserve.energy.window import Round
@@ -13,6 +14,16 @@ from nodeserve.ledger.book_requests import RequestBook
 from nodeserve.ledger.database import Identity, failure, open_to_write
 from nodeserve.ledger.retention import Retention, fold
 from nodeserve.wire.accounting import RequestsNoted
+
+_USED: Final = """
+SELECT hour, sum(mj) FROM (
+    SELECT s.hour, s.mj FROM place p JOIN request r USING (place_id)
+        JOIN share s ON s.request_key = r.key
+        WHERE p.listener = :listener AND s.hour >= :hour
+    UNION ALL SELECT h.hour, h.mj FROM place p JOIN settled_hour h USING (place_id)
+        WHERE p.listener = :listener AND h.hour >= :hour
+) GROUP BY hour
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +82,18 @@ class Store:
                 "SELECT generation, seq FROM sender JOIN run USING (run_key) WHERE run_key = ?",
                 (self._requests.run_key,),
             )
+            return dict(rows.fetchall())
+        except sqlite3.Error as error:
+            raise failure(self._path, error) from error
+
+    def used_by_hour(self, listener: str, first_hour: int) -> dict[int, int]:
+        """Return what a listener's requests have used by hour, from an hour on; in mJ.
+
+        Raises:
+            CapacityError: The disk fails.
+        """
+        try:
+            rows = self._db.execute(_USED, {"listener": listener, "hour": first_hour})
             return dict(rows.fetchall())
         except sqlite3.Error as error:
             raise failure(self._path, error) from error

@@ -80,3 +80,14 @@ def test_state_lies_where_it_outlives_the_node_if_it_can(tmp_path, environ, uid,
     found = paths.state_directory(given, uid, tmp_path / "run")
     assert found == tmp_path / where
     assert found.is_dir()
+
+
+def test_the_ledger_is_in_the_node_s_state_directory(tmp_path):
+    environ = {"XDG_STATE_HOME": str(tmp_path / "state")}
+    wanted = tmp_path / "state" / "nodeserve" / "ledger.db"
+    inside = tmp_path / "api.sock.d" / "state" / "ledger.db"
+    assert paths.find_ledger(environ, 1000, tmp_path / "api.sock.d") == wanted
+    inside.parent.mkdir(parents=True)
+    inside.touch()
+    assert paths.find_ledger(environ, 1000, tmp_path / "api.sock.d") == inside
+    assert not wanted.parent.exists()
