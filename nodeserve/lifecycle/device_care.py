@@ -5,6 +5,7 @@ from typing import Final
 from nodeserve.lifecycle.fences import DeviceState
 from nodeserve.lifecycle.messages import (
     Command,
+    DeviceEvent,
     FindingsCleared,
     FindingsReported,
     TellDispatcher,
@@ -36,7 +37,7 @@ class DeviceCare:
         self._state = state
         self._wishes = wishes
 
-    def hear(self, event: FindingsReported | FindingsCleared) -> None:
+    def hear(self, event: DeviceEvent) -> None:
         """Take what is wrong, or what an operator says is well again; ``settle`` acts on it.
 
         Raises:

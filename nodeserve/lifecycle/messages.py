@@ -152,7 +152,10 @@ class TimeElapsed:
 Wish = DrainAsked | RestartAsked | RoleAsked | EndAsked | Replanned
 """What an operator, or a new configuration, wants of the processes."""
 
-Event = (
+DeviceEvent = FindingsReported | FindingsCleared
+"""What is said of the node's GPUs."""
+
+ProcessEvent = (
     NodeStarted
     | ProcessReady
     | EngineReady
@@ -163,11 +166,12 @@ Event = (
     | ProcessSick
     | ProcessHeld
     | StopAsked
-    | FindingsReported
-    | FindingsCleared
     | Wish
     | TimeElapsed
 )
+
+
+Event = ProcessEvent | DeviceEvent
 
 
 @dataclass(frozen=True, slots=True)

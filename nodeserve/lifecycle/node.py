@@ -19,6 +19,7 @@ from nodeserve.lifecycle.messages import (
     KillProcess,
     NodeEmptied,
     NodeStarted,
+    ProcessEvent,
     ProcessExited,
     ProcessHeld,
     ProcessReady,
@@ -124,7 +125,12 @@ class NodeLife:
             RequestError: An operator named a process that does not exist or can't do this now.
             CapacityError: The generations are used up; restart the daemon.
         """
-        commands = self._react(event, now_s)
+        commands: list[Command] = []
+        match event:
+            case FindingsReported() | FindingsCleared():
+                self._care.hear(event)
+            case _:
+                commands += self._react(event, now_s)
         if self._care.is_needed:  # before anybody starts, who may be on a fenced GPU
             commands += self._care.settle(self.phase, now_s)
             commands += self._start_where_possible(now_s) + self._begin_to_serve()
@@ -132,7 +138,7 @@ class NodeLife:
             commands += self._start_where_possible(now_s)
         return commands
 
-    def _react(self, event: Event, now_s: float) -> list[Command]:
+    def _react(self, event: ProcessEvent, now_s: float) -> list[Command]:
         match event:
             case NodeStarted():
                 return self._start_where_possible(now_s)
@@ -141,8 +147,7 @@ class NodeLife:
             case EngineReady(ready=ready):
                 return self._engine_ready(ready)
             case WorkerRouted(generation=generation):
-                slot = self._slots.of_generation(generation)
-                return [] if slot is None else self._became_ready(slot, now_s)
+                return self._worker_routed(generation, now_s)
             case ProcessExited():
                 return self._exited(event, now_s)
             case ProcessSick() | ProcessHeld():
@@ -155,9 +160,6 @@ class NodeLife:
                 return self._stop_asked(now_s)
             case DrainAsked() | RestartAsked() | RoleAsked() | EndAsked() | Replanned():
                 return self._wishes.handle(event, self.phase, now_s=now_s)
-            case FindingsReported() | FindingsCleared():
-                self._care.hear(event)
-                return []
             case TimeElapsed():
                 return self._time_elapsed(now_s)
 
@@ -206,6 +208,10 @@ class NodeLife:
         if not began and slot.kind is ProcessKind.WORKER:
             began = self._connect_gateways()
         return commands + began
+
+    def _worker_routed(self, generation: Generation, now_s: float) -> list[Command]:
+        slot = self._slots.of_generation(generation)
+        return [] if slot is None else self._became_ready(slot, now_s)
 
     def _begin_to_serve(self) -> list[Command]:
         """Say once that the node serves, when all are ready but those on GPUs that are fenced."""

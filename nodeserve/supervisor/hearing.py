@@ -16,6 +16,8 @@ from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.supervisor.plan import BLOCK_MANAGER, DISPATCHER
 from nodeserve.wire import control
+from nodeserve.wire.device_control import DeviceReported
+from nodeserve.wire.kinds import ProcessKind
 from nodeserve.wire.kv_control import (
     BlockManagerHeartbeat,
     BlockManagerReady,
@@ -54,6 +56,10 @@ def may_say(identity: bytes, message: control.Message, slots: Mapping[str, Slot]
             | BlockManagerHeartbeat()
         ):
             return identity == str(message.generation).encode()
+        case DeviceReported(generation=generation):
+            monitors = [slot for slot in slots.values() if slot.kind is ProcessKind.MONITOR]
+            is_present = all(slot.generation == generation for slot in monitors)
+            return is_present and identity == str(generation).encode()
         case _:
             return not identity.isdigit()
 

@@ -29,10 +29,12 @@ from nodeserve.lifecycle.rollout import Rollout
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.lifecycle.state import NodePhase
 from nodeserve.supervisor.children import Children
+from nodeserve.supervisor.device_desk import DeviceDesk
 from nodeserve.supervisor.plan import DISPATCHER
 from nodeserve.supervisor.report import first_line
 from nodeserve.supervisor.tier_desk import TierDesk
 from nodeserve.wire import control
+from nodeserve.wire.device_control import DeviceReported, HealthClear
 from nodeserve.wire.kinds import ProcessKind
 from nodeserve.wire.kv_control import (
     KvClear,
@@ -92,6 +94,7 @@ class OperatorDesk:
         self._tell = outside.tell
         self._answer = outside.answer
         self._tiers = outside.tiers
+        self._devices = DeviceDesk(life, apply=outside.apply, answer=outside.answer)
         self._loop = asyncio.get_running_loop()
         self._rollout = rollout
         self._started_s = started_s
@@ -113,14 +116,15 @@ class OperatorDesk:
             self._answer(asked_by, answer)
 
         match message:
-            case control.DispatcherStatus(call_id=call_id):
-                if (waiting := self._status_calls.pop(call_id, None)) and not waiting.done():
-                    waiting.set_result(message)
+            case control.DispatcherStatus():
+                self._heard_requests(message)
             case KvTierStatus() | KvDone():
                 self._tiers.heard(message)
             case KvTierStatusRequest() | KvClear() | KvPin() | KvUnpin():
                 _log.debug("operator_asks command=kv what=%s", message)
                 self._tiers.ask(message, reply)
+            case DeviceReported() | HealthClear():
+                self._devices.hear(asked_by, message)
             case control.StatusRequest():
                 task = asyncio.create_task(self._answer_status(reply))
                 self._answering.add(task)
@@ -172,7 +176,7 @@ class OperatorDesk:
             return control.CommandReply(
                 detail=f"{slot.name} is ready, generation {slot.generation}"
             )
-        elif phase is Phase.DOWN and not slot.wanted:
+        elif phase is Phase.DOWN and not slot.may_run:
             failed = f"{slot.name} was drained before it was ready"
         elif self._life.phase not in (NodePhase.STARTING, NodePhase.READY):
             failed = f"{slot.name} does not start again: the node is {self._life.phase}"
@@ -223,6 +227,11 @@ class OperatorDesk:
             self._status_calls.pop(call_id, None)
             return None
 
+    def _heard_requests(self, account: control.DispatcherStatus) -> None:
+        waiting = self._status_calls.pop(account.call_id, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(account)
+
     def _status(
         self, requests: control.DispatcherStatus | None, kv: KvTierStatus | None
     ) -> control.StatusReply:
@@ -247,6 +256,8 @@ class OperatorDesk:
             kv=kv,
             reloading=tuple(self._rollout.left(self._life.slots)),
             reload_halted=self._rollout.halted,
+            devices=self._devices.devices,
+            findings=self._devices.findings,
         )
 
     def _with_turned_away(self, requests: control.DispatcherStatus) -> control.DispatcherStatus:
@@ -293,7 +304,7 @@ class OperatorDesk:
             role=slot.role if slot.kind is ProcessKind.WORKER else None,
             uptime_s=round(uptime_s, 3),
             restarts=slot.restarts,
-            detail=None if ready else first_line(slot.detail),
+            detail=slot.fence or (None if ready else first_line(slot.detail)),
             load=load,
             version="" if child is None else self._children.version_of(child),
             tp=next((w.tp for w in self._config.workers if w.name == slot.name), None),

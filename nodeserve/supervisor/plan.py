@@ -1,5 +1,6 @@
 """From a configuration to the processes of a node and what each is told."""
 
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,13 +72,29 @@ def slot_plans(config: NodeConfig) -> list[SlotPlan]:
     if config.tiers is not None:
         plans.append(SlotPlan(BLOCK_MANAGER, ProcessKind.BLOCK_MANAGER, LIGHT))
     home = LIGHT if config.simulate else HEAVY
+    meters = worker_meters(config)
     plans += [
-        SlotPlan(worker.name, ProcessKind.WORKER, home, worker.role) for worker in config.workers
+        SlotPlan(worker.name, ProcessKind.WORKER, home, worker.role, meters[worker.name])
+        for worker in config.workers
     ]
     for listener in config.listeners:
         kind = HEAVY if listener.gateway is GatewayKind.PYTHON else LIGHT
         plans += [SlotPlan(name, ProcessKind.GATEWAY, kind) for name in gateway_names(listener)]
     return plans
+
+
+def worker_meters(config: NodeConfig) -> dict[str, tuple[str, ...]]:
+    """Return the meters of each worker's GPUs: UUIDs, or ``sim-0``, ``sim-1``, ... in their order.
+
+    Workers on CPUs have none.
+    """
+    if config.simulate is None:
+        return {worker.name: worker.gpu_uuids for worker in config.workers}
+    numbers = itertools.count()
+    return {
+        worker.name: tuple(f"sim-{next(numbers)}" for _ in range(worker.tp))
+        for worker in config.workers
+    }
 
 
 def dispatcher_spec(

@@ -4,6 +4,7 @@ import pytest
 
 from nodeserve.lifecycle.messages import (
     DrainAsked,
+    FindingsReported,
     ProcessReady,
     RestartAsked,
     RoleAsked,
@@ -13,6 +14,7 @@ from nodeserve.lifecycle.messages import (
 from nodeserve.supervisor.chronicle import Chronicle
 from nodeserve.wire.kinds import Role
 from tests.lifecycle.living import Node
+from tests.lifecycle.wrong import Ward, finding
 
 
 class Story:
@@ -112,6 +114,42 @@ def test_a_node_that_cannot_serve_is_told_with_the_command_that_mends_it(story):
     assert level == "WARNING"
     cure = "`nodeserve restart dispatcher` tries again"
     assert message.startswith(f"node_unavailable detail='dispatcher is failed ({cure})")
+
+
+def test_a_finding_is_told_once_and_so_is_its_end(caplog):
+    story = Story(caplog)
+    wrong = finding("g7", "warn")
+    assert story.after(FindingsReported((wrong,))) == [
+        (
+            "WARNING",
+            "device_finding meter=g7 signal=xid_1 severity=error action=warn detail='it is so'",
+        )
+    ]
+    assert story.after(FindingsReported((wrong,))) == []
+    assert story.after(FindingsReported(())) == [
+        ("INFO", "device_finding_over meter=g7 signal=xid_1")
+    ]
+
+
+def test_a_fenced_worker_and_who_stands_in_for_it_are_told(caplog):
+    caplog.set_level(logging.INFO)
+    ward = Ward()
+    chronicle = Chronicle(ward.life)
+    ward.up()
+    ward.report(finding("g2", "fence"), finding("g3", "fence"))
+    caplog.clear()
+    chronicle.look(now_s=0.0)
+    lines = [line for line in caplog.messages if not line.startswith("process_ready")]
+    assert [line.split()[0] for line in lines] == [
+        *["device_finding"] * 2,
+        *("worker_role", "worker_stands_in", "worker_fenced", "worker_draining"),
+        *("worker_fenced", "worker_draining", "node_degraded"),
+    ]
+    assert "name=prefill-0" in lines[3]
+    ward.cleared()
+    caplog.clear()
+    chronicle.look(now_s=0.0)
+    assert "worker_released name=decode-0" in caplog.messages
 
 
 def test_a_late_word_of_a_fenced_process_is_no_change(story):

@@ -7,6 +7,7 @@ import pytest
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
 from nodeserve.errors import PeerError
 from nodeserve.ids import Generation
+from nodeserve.lifecycle.fences import DeviceState
 from nodeserve.lifecycle.messages import ExitNode
 from nodeserve.lifecycle.process import Phase, ProcessLife
 from nodeserve.lifecycle.restart import RestartHistory
@@ -20,6 +21,7 @@ from nodeserve.supervisor.gateways import KeptListener
 from nodeserve.supervisor.handover import Handover, Rehearse, TakeOver
 from nodeserve.supervisor.operator_desk import KeptPromise
 from nodeserve.wire.control import ChildFailed, WireFields, WorkerReady
+from nodeserve.wire.device_report import Finding
 from nodeserve.wire.kinds import ProcessKind, Role
 
 FORKSERVER = ProcessKind.FORKSERVER
@@ -35,7 +37,7 @@ READY = WorkerReady(
     features=("resume",),
 )
 FULL_SLOT = Slot(
-    plan=SlotPlan("decode-0", ProcessKind.WORKER, "forkserver", Role.DECODE),
+    plan=SlotPlan("decode-0", ProcessKind.WORKER, "forkserver", Role.DECODE, ("GPU-a",)),
     life=ProcessLife(RestartHistory(place=3, deaths_s=[1.5, 2.5]), Phase.STOPPING, 17.5),
     generation=Generation(4),
     incarnations=7,
@@ -48,6 +50,22 @@ FULL_SLOT = Slot(
     detail="why",
     sick="so",
     drain_deadline_s=99.5,
+    fence="GPU-a is lost",
+    spared="GPU-a is hot",
+    role_before=Role.DECODE,
+    begun_s=3.5,
+)
+LOST = Finding(
+    meter="GPU-a",
+    signal="gpu_lost",
+    severity="fatal",
+    action="fence",
+    detail="it is lost",
+    provenance="a test",
+    since_unix_s=2.5,
+)
+DEVICES = DeviceState(
+    (LOST,), {"GPU-a": LOST}, {"GPU-b x": 1.5}, {"GPU-c y": 2.0}, {"GPU-c": [1.0]}
 )
 
 
@@ -67,6 +85,7 @@ def state(**changes):
             drain_deadline_s=12.5,
             settled_at_s=13.5,
             exit=ExitNode(1, "because"),
+            devices=DEVICES,
         ),
         "children": Kept(
             [KeptChild("decode-0", 4, 4711, 3.5, 100)], [KeptForkServer("forkserver", 8, True)]
@@ -110,6 +129,7 @@ def same_fields(one, other):
 def test_the_state_of_these_tests_has_no_field_left_at_its_default():
     node = state().node
     assert same_fields(node, NodeState(node.slots)) == ["slots"]
+    assert same_fields(DEVICES, DeviceState()) == []
     assert same_fields(FULL_SLOT, Slot(FULL_SLOT.plan)) == ["plan"]
     assert same_fields(FULL_SLOT.life, ProcessLife()) == []
     assert same_fields(FULL_SLOT.life.history, RestartHistory()) == ["policy"]

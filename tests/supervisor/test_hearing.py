@@ -12,6 +12,8 @@ from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot, SlotPlan
 from nodeserve.supervisor.hearing import event_of, has_missed_readiness, may_say
 from nodeserve.wire import control
+from nodeserve.wire.device_control import DeviceReported, HealthClear
+from nodeserve.wire.device_report import DeviceReport
 from nodeserve.wire.kinds import ProcessKind
 from nodeserve.wire.kv_control import (
     BlockManagerHeartbeat,
@@ -47,6 +49,21 @@ SLOTS = {
 )
 def test_a_child_speaks_for_itself_and_the_dispatcher_for_routing(identity, message, allowed):
     assert may_say(identity, message, SLOTS) is allowed
+
+
+@pytest.mark.parametrize(
+    ("identity", "generation", "allowed"),
+    [(b"7", 7, True), (b"7", 8, False), (b"8", 8, False), (b"c1", 7, False)],
+)
+def test_the_present_monitor_speaks_of_devices(identity, generation, allowed):
+    slots = SLOTS | {"monitor": a_slot("monitor", ProcessKind.MONITOR, 7)}
+    message = DeviceReported(generation=generation, report=DeviceReport())
+    assert may_say(identity, message, slots) is allowed
+
+
+def test_an_operator_clears_findings_and_no_child_does():
+    assert may_say(b"c1", HealthClear(), SLOTS)
+    assert not may_say(b"2", HealthClear(), SLOTS)
 
 
 @pytest.mark.parametrize(

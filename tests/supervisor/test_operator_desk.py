@@ -7,7 +7,7 @@ from nodeserve.config.node import GatewayKind, Listener, NodeConfig, Worker
 from nodeserve.engine.shared_counts import SharedCounts
 from nodeserve.errors import RequestError
 from nodeserve.gateway.launch import counts_path
-from nodeserve.lifecycle.messages import NodeStarted, ProcessReady
+from nodeserve.lifecycle.messages import FindingsReported, NodeStarted, ProcessReady
 from nodeserve.lifecycle.node import NodeLife
 from nodeserve.lifecycle.process import Exited, Phase, StopRequested
 from nodeserve.lifecycle.rollout import Rollout
@@ -17,9 +17,12 @@ from nodeserve.supervisor import operator_desk
 from nodeserve.supervisor.operator_desk import OperatorDesk, Outside
 from nodeserve.supervisor.plan import slot_plans
 from nodeserve.wire import control
+from nodeserve.wire.device_control import DeviceReported
+from nodeserve.wire.device_report import DeviceReport, DeviceSample
 from nodeserve.wire.kinds import Role
 from nodeserve.wire.kv_control import KvDone, KvTierStatus, KvTierStatusRequest
 from nodeserve.wire.status import ListenerLoad
+from tests.lifecycle.wrong import finding
 
 CONFIG = NodeConfig(
     model="/models/m",
@@ -115,6 +118,25 @@ def test_status_lists_every_process_with_the_dispatchers_account():
         assert status.processes[0].pid == os.getpid()
         assert status.processes[3].role is Role.DECODE
         assert [process.tp for process in status.processes] == [None, None, None, 2, None]
+
+    in_office(body)
+
+
+def test_status_shows_devices_and_what_is_wrong_with_them():
+    async def body(office):
+        sample = DeviceSample(meter="sim-0", index=0, name="x", age_s=0.0)
+        wrong = finding("sim-0", "fence")
+        report = DeviceReport(samples=(sample,), findings=(wrong,))
+        office.ask(DeviceReported(generation=9, report=report))
+        assert office.applied == [FindingsReported((wrong,))]
+        office.life.handle(office.applied[0], now_s=0.0)
+        office.life.slots["dispatcher"].life.phase = Phase.STARTING
+        office.ask(control.StatusRequest())
+        status = await office.reply()
+        assert [device.meter for device in status.devices] == ["sim-0"]
+        assert status.findings == (wrong,)
+        assert "GPU sim-0 has xid_1" in status.processes[3].detail
+        assert status.state == "unavailable"
 
     in_office(body)
 

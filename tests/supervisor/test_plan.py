@@ -55,6 +55,13 @@ def test_only_workers_have_a_role():
     assert kinds == set(ProcessKind) - {ProcessKind.SUPERVISOR, ProcessKind.BLOCK_MANAGER}
 
 
+def test_workers_are_known_by_their_gpus_and_simulated_ones_by_numbers():
+    assert plan.worker_meters(config()) == {"prefill-0": (), "decode-0": ("GPU-a", "GPU-b")}
+    simulated = config(simulate="8xh100-sxm")
+    meters = {slot.name: slot.meters for slot in plan.slot_plans(simulated) if slot.role}
+    assert meters == {"prefill-0": ("sim-0",), "decode-0": ("sim-1", "sim-2")}
+
+
 def test_a_node_with_tiers_has_a_block_manager_that_everybody_knows(tmp_path):
     runtime = RuntimeDirectory(tmp_path / "d")
     disk = DiskTierSpec(directories=("/nvme",), max_bytes=1 << 40)
