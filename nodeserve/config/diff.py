@@ -12,7 +12,7 @@ from nodeserve.wire.kinds import Role
 
 RESTART: Final = "restart the daemon for it"
 
-_IN_EVERY_PROCESS: Final = ("model", "served_model_names", "runtime_dir", "simulate")
+_IN_EVERY_PROCESS: Final = ("model", "served_model_names", "runtime_dir", "simulate", "accounting")
 _OF_EVERY_WORKER: Final = ("kv", "speedup")
 _LIVE: Final = ("router", "drain_deadline_s", "liveness")
 _OF_THE_GATEWAY: Final = ("gateway", "gateways", "api_key_file", "args", "tenant")

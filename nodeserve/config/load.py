@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from nodeserve.config import paths
+from nodeserve.config.accounting import resolve_accounting
 from nodeserve.config.facts import Cpu, Gpu, Memory, ModelFacts, Topology
 from nodeserve.config.features import ON_COMMAND_LINE, refuse_args, refuse_model
 from nodeserve.config.layout import Wish, place_workers, whole_wish, wished_tables
@@ -105,6 +106,7 @@ def load_config(flags: Flags, around: Surroundings) -> NodeConfig:
     runtime_dir = _runtime_dir(file, listeners, around, problems)
     _check_numbers(file, problems)
     _check_names(flags, file, problems)
+    accounting = resolve_accounting(file.accounting, file.health, problems)
     problems.raise_if_any()
     if model is None:
         raise ConfigError("command line: MODEL is missing; name a model directory")
@@ -132,6 +134,7 @@ def load_config(flags: Flags, around: Surroundings) -> NodeConfig:
         simulate=simulate,
         speedup=speedup,
         tiers=tiers,
+        accounting=accounting,
         warnings=tuple(problems.warnings),
     )
 

@@ -124,6 +124,26 @@ class LivenessSettings(msgspec.Struct, frozen=True, kw_only=True):
     first_step_s: float = 120.0
 
 
+class AccountingSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where energy and tokens are booked, and for how long in detail.
+
+    Attributes:
+        db_path: The ledger's file; None has it in the state directory.
+        node: What the node is called in reports; its host name where it is None.
+        zone: Where it draws its power, as in the table of carbon intensities; may be empty.
+        window_days: Older windows of meters become sums by the hour.
+        request_days: Older requests become sums by listener.
+        health_overrides: What is done about signals of devices instead, by the table's names.
+    """
+
+    db_path: str | None = None
+    node: str | None = None
+    zone: str = ""
+    window_days: float = 7.0
+    request_days: float = 90.0
+    health_overrides: dict[str, str] = {}
+
+
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the supervisor needs to know; checked whole before anything starts.
 
@@ -137,6 +157,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
         simulate: A system such as ``8xh100-sxm``; None runs vLLM.
         speedup: Divides simulated step times; ``inf`` makes them zero.
         tiers: Where KV is kept below the GPUs; None where it is not.
+        accounting: How energy and tokens are booked and devices watched; None does neither.
         warnings: What the operator should look at, though the node can start.
     """
 
@@ -152,6 +173,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     simulate: str | None = None
     speedup: float = 1.0
     tiers: TierSettings | None = None
+    accounting: AccountingSettings | None = None
     warnings: tuple[str, ...] = ()
 
     @property

@@ -98,6 +98,23 @@ class LivenessTable(_Table, frozen=True):
     first_step_s: float = 120.0
 
 
+class AccountingTable(_Table, frozen=True):
+    """``[accounting]``: whether and where energy and tokens are booked."""
+
+    enabled: bool = False
+    db: str | None = None
+    node: str | None = None
+    zone: str = ""
+    window_days: float = 7.0
+    request_days: float = 90.0
+
+
+class HealthTable(_Table, frozen=True):
+    """``[health]``: what an operator has done about signals of devices instead."""
+
+    overrides: dict[str, str] = {}
+
+
 class SimulateTable(_Table, frozen=True):
     """``[simulate]``: engines that need neither weights nor a GPU."""
 
@@ -119,4 +136,6 @@ class FileConfig(_Table, frozen=True):
     router: RouterTable = RouterTable()
     drain: DrainTable = DrainTable()
     liveness: LivenessTable = LivenessTable()
+    accounting: AccountingTable = AccountingTable()
+    health: HealthTable = HealthTable()
     simulate: SimulateTable | None = None

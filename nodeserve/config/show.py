@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from nodeserve.config.node import Listener, NodeConfig, Worker
+from nodeserve.config.node import AccountingSettings, Listener, NodeConfig, Worker
 
 _BARE_KEY: Final = re.compile(r"^[A-Za-z0-9_-]+$")
 
@@ -42,6 +42,9 @@ def to_toml(config: NodeConfig) -> str:
         ("[drain]", {"deadline_s": config.drain_deadline_s}),
         ("[liveness]", msgspec.structs.asdict(config.liveness)),
     ]
+    if (accounting := config.accounting) is not None:
+        tables.append(("[accounting]", _accounting(accounting)))
+        tables.append(("[health]", {"overrides": accounting.health_overrides}))
     if config.simulate is not None:
         tables.append(("[simulate]", {"system": config.simulate, "speedup": config.speedup}))
     return "\n".join(_table(head, values) for head, values in tables)
@@ -65,6 +68,17 @@ def _kv(config: NodeConfig) -> list[tuple[str, Mapping[str, object]]]:
             held = {"directories": disk.directories, "size": disk.max_bytes}
             tables.append(("[kv.disk]", held))
     return tables
+
+
+def _accounting(accounting: AccountingSettings) -> dict[str, object]:
+    return {
+        "enabled": True,
+        "db": accounting.db_path,
+        "node": accounting.node,
+        "zone": accounting.zone,
+        "window_days": accounting.window_days,
+        "request_days": accounting.request_days,
+    }
 
 
 def _worker(worker: Worker) -> dict[str, object]:

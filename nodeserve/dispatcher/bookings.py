@@ -1,6 +1,7 @@
 """What the ledger is told of requests: who they belong to, where they ran, how they ended."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from nodeserve.bus.ledger_client import LedgerClient
@@ -152,11 +153,12 @@ class Bookings(Unbooked):
         for first in range(0, max(len(started), len(ended), 1), MAX_NOTED):
             some_started = tuple(started[first : first + MAX_NOTED])
             some_ended = tuple(ended[first : first + MAX_NOTED])
-            self._client.say(
-                lambda seq, begun=some_started, over=some_ended: RequestsNoted(
-                    generation=self._generation, seq=seq, started=begun, ended=over
-                )
-            )
+            self._client.say(partial(self._noted, some_started, some_ended))
+
+    def _noted(
+        self, started: tuple[StartedRequest, ...], ended: tuple[EndedRequest, ...], seq: int
+    ) -> RequestsNoted:
+        return RequestsNoted(generation=self._generation, seq=seq, started=started, ended=ended)
 
     def _arrived_unix_s(self, request: ClientRequest) -> float:
         return self._unix_now_s() - (self._clock.now_s() - request.arrived_s)

@@ -139,7 +139,7 @@ def read_response(path: Path, response_id: str) -> ResponseEnergy:
     if not requests:
         raise RequestError(
             f"ledger {path}: knows no response {response_id}; it is booked about a second after "
-            "its first token, and dropped after [ledger] request_days"
+            "its first token, and dropped after [accounting] request_days"
         )
     return ResponseEnergy(response_id=response_id, requests=tuple(requests))
 

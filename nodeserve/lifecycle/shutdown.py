@@ -13,7 +13,8 @@ from nodeserve.wire.kinds import ProcessKind
 STOP_ORDER: Final = (
     frozenset({ProcessKind.GATEWAY}),
     frozenset({ProcessKind.WORKER, ProcessKind.DISPATCHER}),
-    frozenset({ProcessKind.BLOCK_MANAGER}),
+    frozenset({ProcessKind.BLOCK_MANAGER, ProcessKind.MONITOR}),
+    frozenset({ProcessKind.LEDGER}),
     frozenset({ProcessKind.FORKSERVER}),
 )
 

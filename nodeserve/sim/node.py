@@ -168,7 +168,12 @@ class SimNode:
                 return self.dispatcher
             case ProcessKind.BLOCK_MANAGER:
                 return SimBlockManager(self, name, generation)
-            case ProcessKind.FORKSERVER | ProcessKind.SUPERVISOR:
+            case (
+                ProcessKind.FORKSERVER
+                | ProcessKind.SUPERVISOR
+                | ProcessKind.MONITOR
+                | ProcessKind.LEDGER
+            ):
                 return Process(self, name, generation)
 
     def dispatcher_died(self, dispatcher: SimDispatcher) -> None:

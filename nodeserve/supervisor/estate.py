@@ -24,6 +24,7 @@ class Estate:
     Attributes:
         causes: What children have said of their end that is still to come, by generation.
         memory: The host tier's; None where there is no such tier.
+        run_id: Which run of the node this is.
         started_s: When the node was started.
         num_reloads: How many programs supervised the node before this one.
     """
@@ -39,6 +40,7 @@ class Estate:
     changes: Changes
     causes: dict[int, ChildFailed]
     tier_desk: TierDesk
+    run_id: str
     started_s: float
     num_reloads: int
     memory: TierMemory | None = None
@@ -52,6 +54,7 @@ class Estate:
             listeners=self.gateways.kept,
             control_fd=self.server.listening.fileno(),
             lock_fd=self.runtime.lock_fd,
+            run_id=self.run_id,
             started_s=self.started_s,
             causes=list(self.causes.values()),
             promises=self.desk.promises,

@@ -39,6 +39,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
         config: What the node runs with.
         asked_by: Whose command this answers; None for a signal.
         started_s: When the node was started.
+        run_id: Which run of the node this is; empty of releases that had none.
         num_reloads: How often the supervisor has been replaced.
         before: What the node ran with until now; None where that does not change.
         rollout: What is still to be done for the configuration before.
@@ -56,6 +57,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     causes: list[ChildFailed] = []
     promises: list[KeptPromise] = []
     asked_by: bytes | None = None
+    run_id: str = ""
     num_reloads: int = 0
     asked_again: bool = False
     before: NodeConfig | None = None

@@ -1,6 +1,7 @@
 """What is heard on the control channel: who may say it, and which event of the node it is."""
 
 from collections.abc import Mapping
+from typing import Final, get_args
 
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.messages import (
@@ -16,7 +17,7 @@ from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot
 from nodeserve.supervisor.plan import BLOCK_MANAGER, DISPATCHER
 from nodeserve.wire import control
-from nodeserve.wire.device_control import DeviceReported
+from nodeserve.wire.device_control import DeviceReported, MonitorHeartbeat, MonitorReady
 from nodeserve.wire.kinds import ProcessKind
 from nodeserve.wire.kv_control import (
     BlockManagerHeartbeat,
@@ -24,6 +25,18 @@ from nodeserve.wire.kv_control import (
     KvDone,
     KvTierStatus,
 )
+from nodeserve.wire.ledger_control import LedgerHeartbeat, LedgerReady
+
+Beat = (
+    control.WorkerHello
+    | control.WorkerHeartbeat
+    | control.DispatcherHeartbeat
+    | BlockManagerHeartbeat
+    | LedgerHeartbeat
+    | MonitorHeartbeat
+)
+BEATS: Final = get_args(Beat)
+"""By these a process says that it goes on."""
 
 
 def may_say(identity: bytes, message: control.Message, slots: Mapping[str, Slot]) -> bool:
@@ -54,6 +67,10 @@ def may_say(identity: bytes, message: control.Message, slots: Mapping[str, Slot]
             | control.DispatcherHeartbeat()
             | BlockManagerReady()
             | BlockManagerHeartbeat()
+            | LedgerReady()
+            | LedgerHeartbeat()
+            | MonitorReady()
+            | MonitorHeartbeat()
         ):
             return identity == str(message.generation).encode()
         case DeviceReported(generation=generation):
@@ -76,6 +93,8 @@ def event_of(message: control.Message) -> Event | None:
         case (
             control.DispatcherReady(generation=generation)
             | BlockManagerReady(generation=generation)
+            | LedgerReady(generation=generation)
+            | MonitorReady(generation=generation)
         ):
             return ProcessReady(Generation(generation))
         case control.WorkerServing(generation=generation):
@@ -93,8 +112,10 @@ def event_of(message: control.Message) -> Event | None:
             return None
 
 
-def has_missed_readiness(slot: Slot, message: control.Message) -> bool:
-    """Whether a process that beats has said that it is ready to somebody else than us."""
-    if isinstance(message, BlockManagerHeartbeat):
+def beaten(slot: Slot, message: Beat) -> bool:
+    """Take note of a beat; return whether its process has said that it is ready, but not to us."""
+    if isinstance(message, LedgerHeartbeat):
+        slot.detail = message.problem
+    if isinstance(message, BlockManagerHeartbeat | LedgerHeartbeat | MonitorHeartbeat):
         return slot.life.phase is Phase.STARTING
     return isinstance(message, control.WorkerHeartbeat) and slot.ready is None

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ import msgspec
 
 from nodeserve.config.keys import key_file, read_api_keys
 from nodeserve.config.node import GatewayKind, Listener, NodeConfig, TierSettings, Worker
+from nodeserve.errors import InvariantError
 from nodeserve.gateway.launch import GatewayLaunch
 from nodeserve.ids import Generation
 from nodeserve.lifecycle.slot import SlotPlan
@@ -23,13 +25,19 @@ from nodeserve.wire.spawn import (
     DispatcherSpec,
     EngineSpec,
     KvSpec,
+    LedgerSpec,
+    MonitorSpec,
     WorkerSpec,
 )
 
 DISPATCHER: Final = "dispatcher"
 BLOCK_MANAGER: Final = "block-manager"
+MONITOR: Final = "monitor"
+LEDGER: Final = "ledger"
 LIGHT: Final = "forkserver"
 HEAVY: Final = "forkserver-vllm"
+
+POWERCAP: Final = "/sys/class/powercap"
 
 LIGHT_MODULES: Final = (
     "nodeserve.dispatcher.main",
@@ -71,6 +79,9 @@ def slot_plans(config: NodeConfig) -> list[SlotPlan]:
     plans.append(SlotPlan(DISPATCHER, ProcessKind.DISPATCHER, LIGHT))
     if config.tiers is not None:
         plans.append(SlotPlan(BLOCK_MANAGER, ProcessKind.BLOCK_MANAGER, LIGHT))
+    if config.accounting is not None:
+        plans.append(SlotPlan(LEDGER, ProcessKind.LEDGER, LIGHT))
+        plans.append(SlotPlan(MONITOR, ProcessKind.MONITOR, LIGHT))
     home = LIGHT if config.simulate else HEAVY
     meters = worker_meters(config)
     plans += [
@@ -114,6 +125,64 @@ def dispatcher_spec(
         output_token_s=None if cost is None else cost.output_token_s,
         names_listeners=config.tiers is not None,
         min_bandwidth_gbps=config.router.min_bandwidth_gbps,
+        ledger_address=ledger_address(config, runtime),
+        model=config.served_model_names[0],
+    )
+
+
+def ledger_address(config: NodeConfig, runtime: RuntimeDirectory) -> str | None:
+    """Return where the ledger listens, whichever incarnation it is; None where there is none."""
+    return None if config.accounting is None else runtime.address("ledger")
+
+
+def ledger_spec(
+    config: NodeConfig,
+    runtime: RuntimeDirectory,
+    generation: Generation,
+    *,
+    run_id: str,
+    db_path: Path,
+) -> LedgerSpec:
+    """Return what a ledger is told.
+
+    Raises:
+        InvariantError: The node has none.
+    """
+    accounting, address = config.accounting, ledger_address(config, runtime)
+    if accounting is None or address is None:
+        raise InvariantError(f"{LEDGER}: this node books nothing; report this bug")
+    return LedgerSpec(
+        generation=generation,
+        runtime_dir=str(runtime.path),
+        control_address=runtime.address("control"),
+        ledger_address=address,
+        db_path=accounting.db_path or str(db_path),
+        run_id=run_id,
+        node=accounting.node or platform.node(),
+        zone=accounting.zone,
+        window_days=accounting.window_days,
+        request_days=accounting.request_days,
+    )
+
+
+def monitor_spec(
+    config: NodeConfig, runtime: RuntimeDirectory, generation: Generation, *, run_began_s: float
+) -> MonitorSpec:
+    """Return what a monitor is told."""
+    accounting = config.accounting
+    uuids = [uuid for worker in config.workers for uuid in worker.gpu_uuids]
+    return MonitorSpec(
+        generation=generation,
+        runtime_dir=str(runtime.path),
+        control_address=runtime.address("control"),
+        run_began_s=run_began_s,
+        ledger_address=ledger_address(config, runtime),
+        gpu_uuids=tuple(dict.fromkeys(uuids)),
+        simulate=config.simulate,
+        script=None if config.simulate is None else str(runtime.path / "devices.script"),
+        kernel_log=config.simulate is None,
+        powercap_root=POWERCAP if config.simulate is None else None,
+        health_overrides={} if accounting is None else accounting.health_overrides,
     )
 
 
@@ -174,6 +243,8 @@ def worker_spec(
         kv=config.kv if config.tiers is None else _with_tier(config.kv, runtime),
         cpus=worker.cpus,
         gpu_uuids=worker.gpu_uuids,
+        meters=worker_meters(config)[worker.name],
+        ledger_address=ledger_address(config, runtime),
     )
 
 

@@ -49,23 +49,24 @@ from nodeserve.supervisor.estate import Estate
 from nodeserve.supervisor.exits import Exits, never_born
 from nodeserve.supervisor.gateways import Gateways
 from nodeserve.supervisor.handover import Handover, release_signals
-from nodeserve.supervisor.hearing import event_of, has_missed_readiness, may_say
+from nodeserve.supervisor.hearing import BEATS, beaten, event_of, may_say
 from nodeserve.supervisor.notify import Notifier
 from nodeserve.supervisor.operator_desk import OperatorDesk, Outside
 from nodeserve.supervisor.outbox import Outbox
-from nodeserve.supervisor.plan import DISPATCHER, slot_plans
+from nodeserve.supervisor.plan import DISPATCHER, LEDGER, slot_plans
 from nodeserve.supervisor.reload import SETTLE_EVERY_S, Reload
 from nodeserve.supervisor.report import ready_line
 from nodeserve.supervisor.runtime import RuntimeDirectory
 from nodeserve.supervisor.socket_keeper import SocketKeeper
-from nodeserve.supervisor.spawn import Spawner
+from nodeserve.supervisor.spawn import Run, Spawner
 from nodeserve.supervisor.standing import Standing
 from nodeserve.supervisor.tier_desk import TierDesk
 from nodeserve.supervisor.tier_memory import TierMemory
 from nodeserve.supervisor.watch import Watch
 from nodeserve.wire import control
 from nodeserve.wire.kinds import ProcessKind
-from nodeserve.wire.kv_control import BlockManagerHeartbeat, BlockManagerReady
+from nodeserve.wire.kv_control import BlockManagerReady
+from nodeserve.wire.ledger_control import LedgerEngineGone
 
 _log = logging.getLogger(__name__)
 
@@ -111,9 +112,10 @@ class Supervisor:
         tier = None if kept is None else kept.tier
         self._memory = TierMemory.of(config.tiers, tier)
         gone = () if tier is None else tier.gone
-        cleared = self._children.cleared
-        self._tiers = TierDesk(self._life, cleared, self._outbox.send, gone=gone)
-        self._spawner = Spawner(config, runtime, self._children, self._gateways, self._memory)
+        self._tiers = TierDesk(self._life, self._children.cleared, self._outbox.send, gone=gone)
+        self._run = Run.of(None if kept is None else kept.run_id, self._started_s)
+        makers = self._children, self._gateways
+        self._spawner = Spawner(config, runtime, *makers, self._run, self._memory)
         rollout = Rollout() if kept is None else kept.rollout
         self._desk = OperatorDesk(
             config,
@@ -259,6 +261,9 @@ class Supervisor:
             self._gateways.forget(slot.name, slot.generation)
         if slot is not None and slot.kind is ProcessKind.WORKER:
             self._tiers.worker_ended(slot.name, slot.generation)
+            if (ledger := self._life.slots.get(LEDGER)) is not None:
+                gone = LedgerEngineGone(generation=event.generation)
+                self._reply(str(ledger.generation).encode(), gone)
         self._runtime.forget(event.generation)
         self._events.put_nowait(event)
 
@@ -294,6 +299,7 @@ class Supervisor:
             memory=self._memory,
             changes=self._changes,
             causes=self._exits.causes,
+            run_id=self._run.run_id,
             started_s=self._started_s,
             num_reloads=0 if self._kept is None else self._kept.num_reloads,
         )
@@ -357,17 +363,13 @@ class Supervisor:
             if isinstance(message, BlockManagerReady):
                 self._tiers.manager_ready(message.generation)
             return
+        if isinstance(message, BEATS):
+            self._watch.heard(message)
+            slot = self._life.of_generation(Generation(message.generation))
+            if slot is not None and beaten(slot, message):
+                self._reply(identity, control.SayAgain())
+            return
         match message:
-            case (
-                control.WorkerHello()
-                | control.WorkerHeartbeat()
-                | control.DispatcherHeartbeat()
-                | BlockManagerHeartbeat()
-            ):
-                self._watch.heard(message)
-                slot = self._life.of_generation(message.generation)
-                if slot is not None and has_missed_readiness(slot, message):
-                    self._reply(identity, control.SayAgain())
             case control.WorkerProgress(generation=generation, phase=phase):
                 if (slot := self._life.of_generation(generation)) is not None:
                     slot.detail = phase

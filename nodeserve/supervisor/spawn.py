@@ -1,12 +1,14 @@
 """Start the incarnation of a slot: which fork server, which entry, told what."""
 
 import os
+import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from nodeserve.config.node import NodeConfig
-from nodeserve.config.paths import state_directory
+from nodeserve.config.paths import LEDGER_NAME, state_directory
 from nodeserve.engine.vllm import environment, preload
 from nodeserve.errors import InvariantError
 from nodeserve.gateway.launch import python_gateway, rust_gateway
@@ -24,6 +26,23 @@ from nodeserve.wire.kinds import ProcessKind
 _ENCODE = msgspec.msgpack.Encoder().encode
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a node, which goes on over reloads.
+
+    ``run_id`` tells its requests from those of others; it began at ``began_s`` on the monotonic
+    clock.
+    """
+
+    run_id: str
+    began_s: float
+
+    @classmethod
+    def of(cls, kept: str | None, began_s: float) -> "Run":
+        """Return the run that ``kept`` names, or a new one."""
+        return cls(kept or uuid.uuid4().hex, began_s)
+
+
 class Spawner:
     """Knows how each kind of process is started."""
 
@@ -33,12 +52,14 @@ class Spawner:
         runtime: RuntimeDirectory,
         children: Children,
         gateways: Gateways,
+        run: Run,
         memory: TierMemory | None = None,
     ) -> None:
         self._config = config
         self._runtime = runtime
         self._children = children
         self._gateways = gateways
+        self._run = run
         self._memory = memory
 
     async def spawn(self, plan: SlotPlan, generation: Generation) -> None:
@@ -59,6 +80,19 @@ class Spawner:
                 )
             case ProcessKind.BLOCK_MANAGER:
                 await self._spawn_block_manager(plan, generation)
+            case ProcessKind.LEDGER:
+                await self._spawn_ledger(plan, generation)
+            case ProcessKind.MONITOR:
+                monitor = plans.monitor_spec(
+                    self._config, self._runtime, generation, run_began_s=self._run.began_s
+                )
+                await self._fork(
+                    plan,
+                    generation,
+                    ForkRequest(
+                        name=plan.name, entry="nodeserve.monitor.main:run", spec=_ENCODE(monitor)
+                    ),
+                )
             case ProcessKind.WORKER:
                 await self._spawn_worker(plan, generation)
             case ProcessKind.GATEWAY:
@@ -99,6 +133,18 @@ class Spawner:
         entry = "nodeserve.block_manager.main:run"
         request = ForkRequest(name=plan.name, entry=entry, spec=_ENCODE(spec))
         await self._fork(plan, generation, request, memory.fds)
+
+    async def _spawn_ledger(self, plan: SlotPlan, generation: Generation) -> None:
+        spec = plans.ledger_spec(
+            self._config,
+            self._runtime,
+            generation,
+            run_id=self._run.run_id,
+            db_path=state_directory(os.environ, os.getuid(), self._runtime.path) / LEDGER_NAME,
+        )
+        entry = "nodeserve.ledger.main:run"
+        request = ForkRequest(name=plan.name, entry=entry, spec=_ENCODE(spec))
+        await self._fork(plan, generation, request)
 
     async def _spawn_worker(self, plan: SlotPlan, generation: Generation) -> None:
         worker = next(worker for worker in self._config.workers if worker.name == plan.name)

@@ -13,7 +13,9 @@ from nodeserve.lifecycle.messages import Event, ProcessHeld, ProcessSick
 from nodeserve.supervisor.children import Child
 from nodeserve.supervisor.proc import ProcessView
 from nodeserve.wire import control
+from nodeserve.wire.device_control import MonitorHeartbeat
 from nodeserve.wire.kv_control import BlockManagerHeartbeat
+from nodeserve.wire.ledger_control import LedgerHeartbeat
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -70,7 +72,12 @@ class Watch:
                 self._liveness.beat(
                     generation, next_s=message.next_s, steps=steps, num_requests=num_requests
                 )
-            case control.DispatcherHeartbeat() | BlockManagerHeartbeat():
+            case (
+                control.DispatcherHeartbeat()
+                | BlockManagerHeartbeat()
+                | LedgerHeartbeat()
+                | MonitorHeartbeat()
+            ):
                 self._liveness.beat(Generation(message.generation), next_s=message.next_s)
             case _:
                 pass

@@ -11,6 +11,7 @@ import msgspec
 
 from nodeserve.errors import PeerError
 from nodeserve.wire.device_control import DeviceMessage
+from nodeserve.wire.device_report import DeviceSample, Finding
 from nodeserve.wire.kinds import Role
 from nodeserve.wire.kv_control import KvMessage, KvTierStatus
 from nodeserve.wire.ledger_control import LedgerMessage
@@ -274,6 +275,8 @@ class StatusReply(_Message, frozen=True, kw_only=True):
     kv: KvTierStatus | None = None
     reloading: tuple[str, ...] = ()
     reload_halted: str | None = None
+    devices: tuple[DeviceSample, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 class DrainRequest(_Message, frozen=True, kw_only=True):

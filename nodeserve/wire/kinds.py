@@ -35,6 +35,5 @@ class ProcessKind(enum.StrEnum):
     BLOCK_MANAGER = "block-manager"
     MONITOR = "monitor"
     LEDGER = "ledger"
-    EXPORTER = "exporter"
     GATEWAY = "gateway"
     WORKER = "worker"

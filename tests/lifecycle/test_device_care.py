@@ -346,6 +346,8 @@ def bring_to(ward, state):
         case "down":
             ward.tell(DrainAsked("decode-1", force=True))
             ends(ward, "decode-1")
+        case _:
+            assert state == "ready"
 
 
 STATES = (

@@ -10,7 +10,7 @@ from nodeserve.lifecycle.messages import (
 )
 from nodeserve.lifecycle.process import Phase
 from nodeserve.lifecycle.slot import Slot, SlotPlan
-from nodeserve.supervisor.hearing import event_of, has_missed_readiness, may_say
+from nodeserve.supervisor.hearing import beaten, event_of, may_say
 from nodeserve.wire import control
 from nodeserve.wire.device_control import DeviceReported, HealthClear
 from nodeserve.wire.device_report import DeviceReport
@@ -92,9 +92,9 @@ def test_a_block_manager_that_beats_before_it_is_ready_has_missed_us():
     slot = a_slot("block-manager", ProcessKind.BLOCK_MANAGER, 3)
     beat = BlockManagerHeartbeat(generation=3)
     slot.life.phase = Phase.STARTING
-    assert has_missed_readiness(slot, beat)
+    assert beaten(slot, beat)
     slot.life.phase = Phase.READY
-    assert not has_missed_readiness(slot, beat)
+    assert not beaten(slot, beat)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ class HeardLedger:
         """Wait for one message, and keep it once."""
         assert self._socket.poll(WITHIN_MS), "nothing is told to the ledger"
         message = decode_to_ledger(self._socket.recv_multipart()[1])
+        assert isinstance(message, StepLog | EngineHello)
         if isinstance(message, EngineHello):
             self.hellos[message.generation] = message
         elif message.seq > len(self.logs.setdefault(message.generation, [])):

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from nodeserve.engine.simulated.loop import EngineLoop
 
-_finish_step = EngineLoop._finish_step
+_step = EngineLoop._step
 
 
-def _hang_or_finish(self: EngineLoop) -> None:
+def _hang_or_step(self: EngineLoop, now_s: float) -> None:
     with contextlib.suppress(FileNotFoundError):
         Path(os.environ["NODESERVE_TEST_HANG"]).unlink()
         time.sleep(3600)
-    _finish_step(self)
+    _step(self, now_s)
 
 
-EngineLoop._finish_step = _hang_or_finish  # type: ignore[method-assign]  # the point of it
+EngineLoop._step = _hang_or_step  # type: ignore[method-assign]  # the point of it

@@ -1,1 +1,0 @@
-"""The exporter: says the node's figures to Prometheus."""
