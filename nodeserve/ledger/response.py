@@ -122,7 +122,8 @@ class ResponseEnergy:
 def read_response(path: Path, response_id: str) -> ResponseEnergy:
     """Return what a response has used, from the ledger at ``path``.
 
-    ``response_id`` is what the client got: ``cmpl-X``, ``chatcmpl-X`` or ``resp_X``; an ``X`` that
+    ``response_id`` is what the client got: ``cmpl-X``, ``chatcmpl-X`` or ``resp_X``; the longer
+    one of a node's status will do, and an ``X`` that
     the client has sent as ``X-Request-Id`` will do. Where that was used more than once, the sum
     is over all of it.
 
@@ -153,7 +154,9 @@ def find_requests(connection: sqlite3.Connection, response_id: str) -> list[Requ
         begin = response_id if own else prefix + response_id
         for row in connection.execute(_REQUESTS, (begin, MAX_FOUND)):
             rest = row[2][len(begin) :]
-            if SUFFIXES[prefix].fullmatch(rest):
+            if not rest:
+                whole[row[0]] = row  # the id on the wire, as the node's status has it
+            elif SUFFIXES[prefix].fullmatch(rest):
                 found = parts if rest.startswith("_") and prefix != "resp_" else whole
                 found[row[0]] = row
     # An id that ends in _1 is another one, if there is one without.

@@ -62,7 +62,7 @@ def found(books, response_id):
         ("cmpl-12345678", [15]),
         ("cmpl-996bc7b", []),
         ("cmpl-", []),
-        ("chatcmpl-batch_1-9a8841ad", []),
+        ("chatcmpl-batch_1-9a8841ad", [12]),
         ("", []),
         ("%", []),
     ],
