@@ -95,7 +95,7 @@ def seconds_of(tokens: Ints, contexts: Ints) -> tuple[Floats, Floats]:
     pairs = tokens * (contexts + (tokens + 1) / 2)
     flops = TOKEN_FLOPS * tokens + PAIR_FLOPS * pairs
     compute_s: Floats = flops / FLOPS_PER_S
-    memory_s: Floats = np.asarray(KV_BYTES * (contexts + tokens) / BYTES_PER_S, dtype=np.float64)
+    memory_s: Floats = (KV_BYTES * (contexts + tokens) / BYTES_PER_S).astype(np.float64)
     return compute_s, memory_s
 
 

@@ -2,8 +2,8 @@
 
 Whoever notes requests numbers its messages and keeps them until they are acknowledged. When the
 ledger has begun anew it asks for all of them again; messages that were under way by then come
-before those, out of order. So for a while after it has asked it acknowledges nothing. That the
-same is booked twice does no harm: a request starts and ends once.
+before those, out of order. So for a while after it has asked it acknowledges nothing beyond what
+it has without a gap. That the same is booked twice does no harm: a request starts and ends once.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class NotesInbox:
         self._booked = dict(booked)
         self._notes: list[RequestsNoted] = []
         self._in_order_s: dict[int, float] = {}
-        self._heard: dict[int, int] = {}
+        self._taken: dict[int, set[int]] = {}
         self._unheard: set[int] = set()
 
     @property
@@ -38,21 +38,22 @@ class NotesInbox:
         """Take in a message, and return whether its sender is to be asked for all it keeps."""
         generation, seq = noted.generation, noted.seq
         booked = self._booked.get(generation, 0)
-        before = max(self._heard.get(generation, 0), booked)
+        taken = self._taken.setdefault(generation, set())
         is_new = generation not in self._in_order_s
         in_order_s = self._in_order_s.setdefault(generation, now_s)
         # What is missing was said to a predecessor of ours, or has been given up. One that is new
         # to us may have said more to it than we can see from this message.
-        asks = (is_new and seq > 1) or (seq > before + 1 and now_s >= in_order_s)
+        has_gap = seq > max(taken, default=booked) + 1
+        asks = (is_new and seq > 1) or (has_gap and now_s >= in_order_s)
         if asks:
             self._in_order_s[generation] = now_s + IN_ORDER_AFTER_S
-        if seq <= booked:
+        if seq <= booked or seq in taken:
             return asks
         if len(self._notes) >= MAX_NOTES or generation in self._unheard:
             self._unheard.add(generation)
             return False
         self._notes.append(noted)
-        self._heard[generation] = max(seq, before)
+        taken.add(seq)
         return asks
 
     def take_all(self) -> tuple[RequestsNoted, ...]:
@@ -62,18 +63,24 @@ class NotesInbox:
 
     def due(self, *, now_s: float) -> dict[int, int]:
         """Return up to which message each generation is booked when all that was taken is."""
-        return {
-            generation: seq
-            for generation, seq in self._heard.items()
-            if generation not in self._unheard
-            and now_s >= self._in_order_s[generation]
-            and seq > self._booked.get(generation, 0)
-        }
+        due = {}
+        for generation, taken in self._taken.items():
+            seq = booked = self._booked.get(generation, 0)
+            if generation not in self._unheard and now_s >= self._in_order_s[generation]:
+                seq = max(taken, default=booked)
+            while seq + 1 in taken:
+                seq += 1
+            if seq > booked:
+                due[generation] = seq
+        return due
 
     def booked(self, seqs: Mapping[int, int]) -> None:
         """Take note of what is on disk now."""
         for generation, seq in seqs.items():
-            self._booked[generation] = max(seq, self._booked.get(generation, 0))
+            last = self._booked[generation] = max(seq, self._booked.get(generation, 0))
+            taken = self._taken.get(generation)
+            if taken:
+                taken -= {number for number in taken if number <= last}
 
     def deaf_to(self, *, now_s: float) -> list[int]:
         """Return who was not heard for want of room and is to be asked, now that there is some."""

@@ -47,4 +47,3 @@ class LedgerEngineGone(_Message, frozen=True, kw_only=True):
 
 
 LedgerMessage = LedgerReady | LedgerHeartbeat | LedgerEngineGone
-"""All of these, for the union of ``wire.control``."""
