@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeserve.clock import Clock
-from nodeserve.engine.vllm.block_runs import BlockRuns
+from nodeserve.engine.vllm.block_runs import BlockRuns, Planner
 from nodeserve.engine.vllm.host_tier_orders import TierLoad, TierReport, TierStep, TierStore
 from nodeserve.errors import PeerError
 from nodeserve.kv import page_copy
-from nodeserve.kv.layout import PoolGeometry
-from nodeserve.transfer.base import Copier, Fence
+from nodeserve.kv.layout import NULL_BLOCK, CopyRun, PoolGeometry
+from nodeserve.transfer.base import AddressRun, Copier, Fence
 from nodeserve.transfer.slot_directory import SlotShape, SlotState
 from nodeserve.transfer.tier_memory import TierMemory
 from nodeserve.wire.kv_tier import KvWelcome
@@ -64,8 +64,11 @@ class TierWorker:
             rank: Our tensor parallel rank.
             clock: For what copies take.
         """
-        self._loaded = BlockRuns.of(geometry, page_copy.canonical_runs)
-        self._stored = BlockRuns.of(geometry, page_copy.canonical_writes)
+        groups = list(enumerate(page_copy.group_offsets(geometry)[:-1]))
+        self._loaded, self._stored = (
+            [BlockRuns.of(geometry, _planner(plan, *each)) for each in groups]
+            for plan in (page_copy.canonical_runs, page_copy.canonical_writes)
+        )
         self._pool_address = pool_address
         self._rank = rank
         self._clock = clock
@@ -153,12 +156,14 @@ class TierWorker:
             raise PeerError("the host tier's memory is not mapped; the prompt is computed here")
         state = SlotState.READY if isinstance(order, TierLoad) else SlotState.RESERVED
         before = _entries(memory, order, state)
-        pairs = zip(order.slots, order.blocks, strict=True)
-        addressed = [(memory.address(slot), block) for slot, block in pairs]
-        if isinstance(order, TierLoad):
-            runs = self._loaded.out_of_slots(addressed, self._pool_address)
-        else:
-            runs = self._stored.into_slots(addressed, self._pool_address)
+        addresses = [memory.address(slot) for slot in order.slots]
+        runs: list[AddressRun] = []
+        for group, blocks in enumerate(zip(*order.blocks, strict=True)):
+            pairs = [pair for pair in zip(addresses, blocks, strict=True) if pair[1] != NULL_BLOCK]
+            if isinstance(order, TierLoad):
+                runs += self._loaded[group].out_of_slots(pairs, self._pool_address)
+            else:
+                runs += self._stored[group].into_slots(pairs, self._pool_address)
         copier.copy(runs, copy.after)
         if _entries(memory, order, state) != before:
             raise PeerError("a slot changed while it was copied; the prompt is computed here")
@@ -186,6 +191,11 @@ class _Lane:
         while (copy := self._orders.get()) is not None:
             self._work(self.copier, copy)
         self.copier.close()
+
+
+def _planner(plan: Callable[..., list[CopyRun]], group: int, offset: int) -> Planner:
+    """Return the plan for a group's part of a slot."""
+    return lambda geometry, block, base: plan(geometry, block, base + offset, group=group)
 
 
 def _entries(memory: TierMemory, order: TierLoad | TierStore, state: SlotState) -> Sequence[object]:
