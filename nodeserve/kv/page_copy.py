@@ -7,7 +7,7 @@ the canonical one: by layer, KV head of the whole model, plane, row and token.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 from nodeserve.errors import PeerError
@@ -123,6 +123,15 @@ def sources(pools: Sequence[PoolGeometry], ours: PoolGeometry, rank: int) -> dic
 def canonical_block_bytes(geometry: PoolGeometry, group: int = 0) -> int:
     """Return what a block of ``group`` holds over all layers and all heads of the model."""
     return _canonical(geometry, group)[1]
+
+
+def group_offsets(geometry: PoolGeometry) -> list[int]:
+    """Return where each group's canonical bytes lie behind those of the groups before it.
+
+    One number per KV cache group, in bytes, and behind them the bytes of all groups' blocks.
+    """
+    sizes = (canonical_block_bytes(geometry, group) for group in range(len(geometry.block_sizes)))
+    return list(accumulate(sizes, initial=0))
 
 
 def canonical_runs(

@@ -20,6 +20,9 @@ _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 """vllm-rs writes them into its log too."""
 
 
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  (where shm_open has it)
+
+
 def kv_events_name(generation: Generation) -> str:
     """Return the name of the socket at which a worker tells of its prefix cache."""
     return f"kv-{generation}"
@@ -96,7 +99,7 @@ class RuntimeDirectory:
     def forget(self, generation: Generation) -> None:
         """Remove what an incarnation that is gone may have left: a killed one cleans up nothing."""
         for store in engine_stores(self.path, generation):
-            store.unlink(missing_ok=True)
+            _remove_store(store)
         (self.path / f"{kv_events_name(generation)}.sock").unlink(missing_ok=True)
 
     def close(self, *, keep_logs: bool) -> None:
@@ -123,7 +126,16 @@ class RuntimeDirectory:
         return fd
 
     def _remove_leftovers(self) -> None:
-        patterns = ("*.sock", "*.counts", f"*{STORE_SUFFIX}")
+        for store in self.path.glob(f"*{STORE_SUFFIX}"):
+            _remove_store(store)
+        patterns = ("*.sock", "*.counts")
         for leftover in [path for pattern in patterns for path in self.path.glob(pattern)]:
             leftover.unlink(missing_ok=True)
         shutil.rmtree(self.second_names, ignore_errors=True)
+
+
+def _remove_store(store: Path) -> None:
+    """Remove it with what vLLM names after it: memory of ranks that died before they had loaded."""
+    for memory in _SHARED_MEMORY.glob(f"{store.name}-*"):
+        memory.unlink(missing_ok=True)
+    store.unlink(missing_ok=True)

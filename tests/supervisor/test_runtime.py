@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,18 @@ def test_what_a_killed_engine_leaves_goes_with_its_incarnation(tmp_path):
     (runtime.log_dir / "x.log").touch()
     runtime.close(keep_logs=True)
     assert not any(store.exists() for store in stores)
+
+
+def test_memory_of_ranks_that_died_while_they_loaded_goes_with_their_incarnation(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    stores = [new_engine_store(runtime.path, generation) for generation in (3, 4)]
+    memory = [Path(f"/dev/shm/{store.name}-tp:0-[0-1]-cpushm_0") for store in stores]
+    for path in (*stores, *memory):
+        path.touch()
+    runtime.forget(Generation(3))
+    assert [path.exists() for path in memory] == [False, True]
+    runtime.close(keep_logs=False)
+    assert not memory[1].exists()
 
 
 def test_a_failure_before_anything_was_logged_leaves_nothing(tmp_path):

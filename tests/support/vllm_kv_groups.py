@@ -22,7 +22,7 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from nodeserve.clock import MonotonicClock
-from nodeserve.engine.vllm import kv_groups
+from nodeserve.engine.vllm import host_tier, kv_groups
 from nodeserve.engine.vllm.connector_messages import PoolHandshake
 from nodeserve.engine.vllm.connector_scheduler import ConnectorSettings, SchedulerSide
 from nodeserve.engine.vllm.handoff import PoolDescription
@@ -57,6 +57,26 @@ def refusals(pipe: Connection) -> None:
             )
         except ConfigError as error:
             answers[name, async_load, one_block_size] = str(error)
+    pipe.send(answers)
+
+
+def tiers(pipe: Connection) -> None:
+    """Answer why a host tier is refused for groups with blocks of one size and of two."""
+    large = SlidingWindowSpec(**(_COMMON | {"block_size": 32}), sliding_window=40)
+    extra = {"generation": 1, "worker": "decode-0", "tier_address": "ipc:///x"}
+    answers: list[str | None] = []
+    for specs, settings in (
+        ([FULL, WINDOW], extra),
+        ([FULL, large], extra),
+        ([FULL, large], extra | {"tier_address": None}),
+    ):
+        groups = [KVCacheGroupSpec([f"layer-{i}"], spec) for i, spec in enumerate(specs)]
+        config = KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=groups)
+        try:
+            host_tier.require_one_block_size(settings, config)
+            answers.append(None)
+        except ConfigError as error:
+            answers.append(str(error))
     pipe.send(answers)
 
 

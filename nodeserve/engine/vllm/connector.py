@@ -31,7 +31,7 @@ from nodeserve.engine.vllm.connector_messages import LoadReport, PoolHandshake
 from nodeserve.engine.vllm.connector_scheduler import ConnectorSettings, SchedulerSide
 from nodeserve.engine.vllm.connector_worker import WorkerSide
 from nodeserve.engine.vllm.cuda_memory import platform_memory
-from nodeserve.engine.vllm.host_tier import require_one_group, tier_scheduler
+from nodeserve.engine.vllm.host_tier import require_one_block_size, tier_scheduler
 from nodeserve.engine.vllm.host_tier_messages import StepMetadata, StepReport, TierStep
 from nodeserve.engine.vllm.host_tier_scheduler import TierScheduler
 from nodeserve.engine.vllm.host_tier_worker import TierWorker
@@ -55,7 +55,7 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
             ConfigError: The model's KV cannot be handed over.
         """
         super().__init__(vllm_config, role, kv_cache_config)
-        require_one_group(self._kv_transfer_config.kv_connector_extra_config, kv_cache_config)
+        require_one_block_size(self._kv_transfer_config.kv_connector_extra_config, kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
             settings = msgspec.convert(
                 self._kv_transfer_config.kv_connector_extra_config, ConnectorSettings
@@ -192,7 +192,7 @@ class NodeserveConnector(KVConnectorBase_V1, SupportsHMA):
         """Ask for the load, now that its blocks are known."""
         if self.scheduler.allocated(request, blocks, num_external_tokens) or self.tier is None:
             return
-        self.tier.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+        self.tier.allocated(request, blocks.get_block_ids(), num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> StepMetadata:
         """Return this step's loads and stores."""

@@ -14,6 +14,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from nodeserve.clock import Clock
 from nodeserve.config.release import pinned_vllm_version
 from nodeserve.engine.tier_client import TierClient
+from nodeserve.engine.vllm import kv_groups
 from nodeserve.engine.vllm.host_tier_scheduler import TierScheduler
 from nodeserve.errors import ConfigError
 from nodeserve.kv import page_copy
@@ -62,7 +63,7 @@ def tier_scheduler(
         pid=os.getpid(),
         model=config.model_config.model,
         kv_format=kv_format(config, ranks[0]),
-        block_bytes=page_copy.canonical_block_bytes(ranks[0]),
+        block_bytes=page_copy.group_offsets(ranks[0])[-1],
     )
     return TierScheduler(
         TierClient(settings.tier_address, hello, clock),
@@ -72,21 +73,26 @@ def tier_scheduler(
     )
 
 
-def require_one_group(extra: dict[str, Any], cache: KVCacheConfig) -> None:
-    """Refuse a tier for a model whose blocks are not all of one kind.
+def require_one_block_size(extra: dict[str, Any], cache: KVCacheConfig) -> None:
+    """Refuse a tier for a model whose KV cache groups have blocks for different tokens.
 
     Args:
         extra: ``kv_connector_extra_config``.
         cache: The engine's.
 
     Raises:
-        ConfigError: There is a tier, and the model has several KV cache groups.
+        ConfigError: There is a tier, and such a model.
     """
-    settings, num_groups = msgspec.convert(extra, TierSettings), len(cache.kv_cache_groups)
-    if settings.tier_address is not None and num_groups != 1:
+    settings = msgspec.convert(extra, TierSettings)
+    sizes = [group.kv_cache_spec.block_size for group in cache.kv_cache_groups]
+    if settings.tier_address is not None and len(set(sizes)) > 1:
+        kinds = ", ".join(
+            f"{size} for {kv_groups.kind(group)}"
+            for size, group in zip(sizes, cache.kv_cache_groups, strict=True)
+        )
         text = (
-            f"worker {settings.worker}: the model has {num_groups} KV cache groups, the host tier "
-            "keeps blocks of models with one; remove kv.host"
+            f"worker {settings.worker}: the model's KV blocks are of different numbers of tokens "
+            f"({kinds}), the host tier keeps blocks of one; remove kv.host"
         )
         raise ConfigError(text)
 
@@ -112,7 +118,7 @@ def kv_format(config: VllmConfig, geometry: PoolGeometry) -> bytes:
         "hash_seed": os.environ.get("PYTHONHASHSEED"),
         "pages": geometry.page_format,
         "block_sizes": geometry.block_sizes,
-        "block_bytes": page_copy.canonical_block_bytes(geometry),
+        "block_bytes": page_copy.group_offsets(geometry)[-1],
     }
     text = json.dumps(described, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).digest()

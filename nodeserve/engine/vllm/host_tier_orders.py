@@ -7,22 +7,29 @@ from nodeserve.wire.kv_tier import KvWelcome
 
 @dataclass(frozen=True, slots=True)
 class TierLoad:
-    """Copy slots that hold ``keys`` into ``blocks``; the request waits for it across steps."""
+    """Copy slots that hold ``keys`` into ``blocks``; the request waits for it across steps.
+
+    A slot has a block of each KV cache group: ``blocks`` are as many per slot, NULL_BLOCK where
+    the group needs none, being behind its window.
+    """
 
     request_id: str
     slots: list[int]
     keys: list[bytes]
-    blocks: list[int]
+    blocks: list[tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class TierStore:
-    """Copy ``blocks``, computed by earlier steps, into slots reserved for ``keys``."""
+    """Copy ``blocks``, computed by earlier steps, into slots reserved for ``keys``.
+
+    One block of each KV cache group per slot.
+    """
 
     job_id: int
     slots: list[int]
     keys: list[bytes]
-    blocks: list[int]
+    blocks: list[tuple[int, ...]]
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from nodeserve.engine.tier_client import Lookup, Reservation, TierClient
 from nodeserve.engine.vllm.host_tier_orders import TierLoad, TierReport, TierStep, TierStore
+from nodeserve.kv.layout import NULL_BLOCK
 from nodeserve.wire.kv_tier import ABSENT, KEY_BYTES, KvWelcome
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class _Offer:
 
     reservation: Reservation
     keys: list[bytes]
-    blocks: list[int]
+    blocks: list[tuple[int, ...]]
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class _Job:
     """Blocks that are being copied into slots, held in the block pool."""
 
     slots: list[int]
-    blocks: list[int]
+    blocks: list[tuple[int, ...]]
     num_ended: int = 0
     failed: bool = False
 
@@ -161,12 +162,14 @@ class TierScheduler:
         tracked.num_computed = num_computed
         return max(0, min(end * self._block_size, request.num_tokens - 1) - num_computed)
 
-    def allocated(self, request: "Request", blocks: Sequence[int], num_tokens: int) -> None:
+    def allocated(
+        self, request: "Request", blocks: Sequence[Sequence[int]], num_tokens: int
+    ) -> None:
         """Ask for the load of the ``num_tokens`` that ``loadable_tokens`` has just named.
 
         Args:
             request: Whose.
-            blocks: All its blocks.
+            blocks: All its blocks, by KV cache group.
             num_tokens: 0 asks for nothing.
         """
         tracked = self._tracked.get(request.request_id)
@@ -179,7 +182,7 @@ class TierScheduler:
                 request_id=request.request_id,
                 slots=tracked.lookup.slots[first:behind],
                 keys=[bytes(key) for key in request.block_hashes[first:behind]],
-                blocks=list(blocks[first:behind]),
+                blocks=list(zip(*(ids[first:behind] for ids in blocks), strict=True)),
             )
         )
         self._loading[request.request_id] = tracked.lookup
@@ -214,18 +217,20 @@ class TierScheduler:
         num_full = min(num_full, len(request.block_hashes))
         room = int(STORING_SHARE * self._pool.num_gpu_blocks) - self._num_held
         table = _table(request.request_id, output)
-        missing = [i for i in range(tracked.offered, num_full) if not tracked.has(i)]
-        for run in _consecutive(missing):
-            fitting = run[: max(0, room)]
+        # What is behind a window is gone: it could not be offered when it was computed.
+        gone = {place for place, blocks in enumerate(table) if NULL_BLOCK in blocks}
+        places, num_groups = range(tracked.offered, num_full), len(table[0]) if table else 1
+        for run in _consecutive([i for i in places if i not in gone and not tracked.has(i)]):
+            fitting = run[: max(0, room) // num_groups]
             if fitting and fitting.stop <= len(table):
                 self._offer(tracked, fitting, [table[place] for place in fitting])
-                room -= len(fitting)
+                room -= len(fitting) * num_groups
             if len(fitting) < len(run):
                 num_full = fitting.stop  # the rest in a later step, if there is one
                 break
         tracked.offered = max(tracked.offered, num_full)
 
-    def _offer(self, tracked: _Tracked, places: range, blocks: list[int]) -> None:
+    def _offer(self, tracked: _Tracked, places: range, blocks: list[tuple[int, ...]]) -> None:
         hashes = tracked.request.block_hashes
         keys = [bytes(hashes[place]) for place in places]
         parent = bytes(hashes[places[0] - 1]) if places[0] else b""
@@ -336,21 +341,26 @@ class TierScheduler:
             self.client.release(tracked.lookup)
             tracked.lookup = None
 
-    def _hold(self, blocks: list[int]) -> None:
-        self._pool.touch([self._pool.blocks[block] for block in blocks])
-        self._num_held += len(blocks)
+    def _hold(self, blocks: list[tuple[int, ...]]) -> None:
+        held = [self._pool.blocks[block] for of_groups in blocks for block in of_groups]
+        self._pool.touch(held)
+        self._num_held += len(held)
 
-    def _let_go(self, blocks: list[int]) -> None:
+    def _let_go(self, blocks: list[tuple[int, ...]]) -> None:
+        held = [self._pool.blocks[block] for of_groups in blocks for block in of_groups]
         # As vLLM frees a request: the last block is the first to be reused.
-        self._pool.free_blocks([self._pool.blocks[block] for block in reversed(blocks)])
-        self._num_held -= len(blocks)
+        self._pool.free_blocks(held[::-1])
+        self._num_held -= len(held)
 
 
-def _table(request_id: str, output: "SchedulerOutput") -> list[int]:
-    """Return the block ids of a request that is scheduled in this step."""
+def _table(request_id: str, output: "SchedulerOutput") -> list[tuple[int, ...]]:
+    """Return the block ids of a request that is scheduled in this step, a group's beside another's.
+
+    Groups may be behind each other by a block that is not complete.
+    """
     state = output.kv_connector_block_state
     tables = None if state is None else state.get_block_ids(request_id)
-    return tables[0] if tables else []
+    return list(zip(*tables, strict=False)) if tables else []
 
 
 def _consecutive(places: list[int]) -> list[range]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nodeserve.clock import Clock
-from nodeserve.engine.vllm.block_runs import BlockRuns
+from nodeserve.engine.vllm.block_runs import BlockRuns, Planner
 from nodeserve.engine.vllm.host_tier_orders import TierLoad, TierReport, TierStep, TierStore
 from nodeserve.errors import PeerError
 from nodeserve.kv import page_copy
-from nodeserve.kv.layout import PoolGeometry
+from nodeserve.kv.layout import NULL_BLOCK, CopyRun, PoolGeometry
 from nodeserve.transfer import probe
-from nodeserve.transfer.base import Copier, Fence
+from nodeserve.transfer.base import AddressRun, Copier, Fence
 from nodeserve.transfer.slot_directory import SlotShape, SlotState
 from nodeserve.transfer.tier_memory import TierMemory
 from nodeserve.wire.kv_tier import KvWelcome
@@ -74,8 +74,11 @@ class TierWorker:
             rank: Our tensor parallel rank.
             clock: For what copies take.
         """
-        self._loaded = BlockRuns.of(geometry, page_copy.canonical_runs)
-        self._stored = BlockRuns.of(geometry, page_copy.canonical_writes)
+        groups = list(enumerate(page_copy.group_offsets(geometry)[:-1]))
+        self._loaded, self._stored = (
+            [BlockRuns.of(geometry, _planner(plan, *each)) for each in groups]
+            for plan in (page_copy.canonical_runs, page_copy.canonical_writes)
+        )
         self._pool_address = pool_address
         self._rank = rank
         self._clock = clock
@@ -242,12 +245,14 @@ class TierWorker:
         order = copy.order
         state = SlotState.READY if isinstance(order, TierLoad) else SlotState.RESERVED
         before = _entries(memory, order, state)
-        pairs = zip(order.slots, order.blocks, strict=True)
-        addressed = [(memory.address(slot), block) for slot, block in pairs]
-        if isinstance(order, TierLoad):
-            runs = self._loaded.out_of_slots(addressed, self._pool_address)
-        else:
-            runs = self._stored.into_slots(addressed, self._pool_address)
+        addresses = [memory.address(slot) for slot in order.slots]
+        runs: list[AddressRun] = []
+        for group, blocks in enumerate(zip(*order.blocks, strict=True)):
+            pairs = [pair for pair in zip(addresses, blocks, strict=True) if pair[1] != NULL_BLOCK]
+            if isinstance(order, TierLoad):
+                runs += self._loaded[group].out_of_slots(pairs, self._pool_address)
+            else:
+                runs += self._stored[group].into_slots(pairs, self._pool_address)
         copier.copy(runs, copy.after)
         if _entries(memory, order, state) != before:
             raise PeerError("a slot changed while it was copied; the prompt is computed here")
@@ -284,6 +289,11 @@ def _there(memory: TierMemory | None) -> TierMemory:
     if memory is None:
         raise PeerError("the host tier's memory is not mapped: see the worker's log")
     return memory
+
+
+def _planner(plan: Callable[..., list[CopyRun]], group: int, offset: int) -> Planner:
+    """Return the plan for a group's part of a slot."""
+    return lambda geometry, block, base: plan(geometry, block, base + offset, group=group)
 
 
 def _entries(memory: TierMemory, order: TierLoad | TierStore, state: SlotState) -> Sequence[object]:

@@ -115,12 +115,14 @@ def reserve(tier, slots, state):
 
 def store(tier, slots=(2, 0), blocks=(3, 5)):
     reserve(tier, slots, SlotState.RESERVED)
-    return TierStore(1, list(slots), [KEYS[slot] for slot in slots], list(blocks))
+    return TierStore(1, list(slots), [KEYS[slot] for slot in slots], [(block,) for block in blocks])
 
 
 def load(tier, slots=(2, 0), blocks=(7, 2)):
     reserve(tier, slots, SlotState.READY)
-    return TierLoad("r", list(slots), [KEYS[slot] for slot in slots], list(blocks))
+    return TierLoad(
+        "r", list(slots), [KEYS[slot] for slot in slots], [(block,) for block in blocks]
+    )
 
 
 def stored(gpu, tier, slots=(2, 0)):

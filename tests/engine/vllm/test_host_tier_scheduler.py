@@ -1,131 +1,10 @@
 """The scheduler's half against a client that answers when told, and a pool that only counts."""
 
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-
 import pytest
 
-from nodeserve.engine.tier_client import Counts, Lookup, Reservation
 from nodeserve.engine.vllm.host_tier_orders import TierReport
-from nodeserve.engine.vllm.host_tier_scheduler import TierScheduler
 from nodeserve.wire.kv_tier import ABSENT
-
-BLOCK = 4
-
-
-def key(place):
-    return bytes([place]) * 32
-
-
-@dataclass
-class FakeRequest:
-    request_id: str
-    num_tokens: int
-    num_computed_tokens: int = 0
-    num_preemptions: int = 0
-    skip_reading_prefix_cache: bool = False
-    kv_transfer_params: dict | None = None
-
-    @property
-    def block_hashes(self):
-        return [key(place) for place in range(self.num_tokens // BLOCK)]
-
-
-class FakeClient:
-    """Keeps what was asked; a test answers."""
-
-    def __init__(self):
-        self.welcome = object()
-        self.counts = Counts()
-        self.is_there = True
-        self.asked, self.reserved, self.said = [], [], []
-
-    def poll(self):
-        pass
-
-    def wait(self, lookup):
-        pass
-
-    def lookup(self, listener, keys, *, disk_s):
-        if not self.is_there:
-            return None
-        self.asked.append((listener, keys))
-        self.last = Lookup(len(self.asked), 0.0)
-        return self.last
-
-    def reserve(self, listener, keys, parent):
-        if not self.is_there:
-            return None
-        call = Reservation(len(self.reserved) + 1, keys, 0.0)
-        self.reserved.append((keys, parent, call))
-        return call
-
-    def release(self, lookup):
-        if not lookup.released:
-            self.said.append(("release", lookup.call_id))
-        lookup.released = True
-
-    def count_read(self, num_bytes, seconds):
-        if num_bytes:
-            self.said.append(("read", num_bytes, seconds))
-
-    def count_written(self, num_bytes, seconds):
-        if num_bytes:
-            self.said.append(("written", num_bytes, seconds))
-
-    def publish(self, slots):
-        self.said.append(("publish", slots))
-
-    def abandon(self, slots):
-        self.said.append(("abandon", slots))
-
-
-@dataclass
-class FakePool:
-    num_gpu_blocks: int = 80
-    held: dict = field(default_factory=dict)
-
-    @property
-    def blocks(self):
-        return list(range(100))
-
-    def touch(self, blocks):
-        for block in blocks:
-            self.held[block] = self.held.get(block, 0) + 1
-
-    def free_blocks(self, blocks):
-        for block in blocks:
-            self.held[block] -= 1
-            if not self.held[block]:
-                del self.held[block]
-
-
-class Engine:
-    """Plays vLLM's scheduler for one half."""
-
-    def __init__(self, num_ranks=1, pool=None):
-        self.client, self.pool = FakeClient(), pool or FakePool()
-        self.half = TierScheduler(self.client, self.pool, block_size=BLOCK, num_ranks=num_ranks)
-        self.tables = {}
-
-    def arrive(self, name, num_tokens, **facts):
-        request = FakeRequest(name, num_tokens, **facts)
-        self.tables[name] = list(range(10, 10 + num_tokens // BLOCK + 2))
-        self.half.arrive(request)
-        return request
-
-    def step(self, **scheduled):
-        state = SimpleNamespace(get_block_ids=lambda name: (self.tables[name],))
-        output = SimpleNamespace(num_scheduled_tokens=scheduled, kv_connector_block_state=state)
-        return self.half.take_step(output)
-
-    def report(self, report, finished=(), failed=()):
-        output = SimpleNamespace(finished_recving=set(finished), failed_recving=set(failed))
-        self.half.take_output(output, report)
-
-    def grant(self, number, slots):
-        call = self.client.reserved[number][2]
-        call.slots, call.answered = slots, True
+from tests.support.tier_half import Engine, FakePool, FakeRequest, found, key
 
 
 @pytest.fixture
@@ -137,10 +16,6 @@ def engine():
     assert not made.half.is_busy
 
 
-def found(engine, slots):
-    engine.client.last.slots, engine.client.last.answered = slots, True
-
-
 def test_a_hit_is_loaded_behind_the_local_prefix_and_its_pins_given_back_when_it_is_over(engine):
     request = engine.arrive("r", 18)
     assert engine.client.asked == [("", b"".join(map(key, range(4))))]
@@ -149,7 +24,7 @@ def test_a_hit_is_loaded_behind_the_local_prefix_and_its_pins_given_back_when_it
     assert engine.half.loadable_tokens(request, 4) == 8
     engine.half.allocated(request, engine.tables["r"], 8)
     (load,) = engine.step().loads
-    assert (load.request_id, load.slots, load.blocks) == ("r", [6, 7], [11, 12])
+    assert (load.request_id, load.slots, load.blocks) == ("r", [6, 7], [(11,), (12,)])
     assert load.keys == [key(1), key(2)]
     assert engine.step().loads == []
     assert engine.client.said == []
@@ -191,7 +66,7 @@ def test_what_is_computed_is_stored_by_a_later_step_and_published(engine):
     assert engine.half.is_busy  # the engine steps on, though no request does
     engine.grant(0, [3, 4])
     (store,) = engine.step().stores
-    assert (store.slots, store.keys, store.blocks) == ([3, 4], [key(0), key(1)], [10, 11])
+    assert (store.slots, store.keys, store.blocks) == ([3, 4], [key(0), key(1)], [(10,), (11,)])
     engine.report(TierReport(ended={store.job_id: 1}, store_bytes=2, store_ms=1.0))
     assert engine.client.said[-2:] == [("written", 2, 0.001), ("publish", [3, 4])]
 
@@ -259,7 +134,7 @@ def test_slots_for_some_blocks_let_the_others_go(engine):
     engine.step(r=12)
     engine.grant(0, [ABSENT, 8, ABSENT])
     (store,) = engine.step().stores
-    assert (store.slots, store.keys, store.blocks) == ([8], [key(1)], [11])
+    assert (store.slots, store.keys, store.blocks) == ([8], [key(1)], [(11,)])
     assert engine.pool.held == {11: 1}
     engine.report(TierReport(ended={store.job_id: 1}))
     engine.half.finish(request)

@@ -1,4 +1,5 @@
 import ctypes
+import dataclasses
 import threading
 
 import msgspec
@@ -7,13 +8,22 @@ import pytest
 from nodeserve.clock import MonotonicClock
 from nodeserve.engine.vllm.host_tier_orders import TierLoad, TierStep, TierStore
 from nodeserve.engine.vllm.host_tier_worker import TierWorker
+from nodeserve.kv.layout import NULL_BLOCK
 from nodeserve.transfer.host_copier import HostCopier
 from nodeserve.transfer.slot_directory import SlotState
-from tests.support.kv_pools import Shape, expected, filled
+from tests.support.kv_pools import LAYERS, Shape, expected, filled
 from tests.support.tier_slots import TierSlots
 
 POOL = Shape(tp=1, block_size=4, heads=2)
 A, B = b"a" * 32, b"b" * 32
+
+
+PAGE = POOL.geometry(0).block_bytes() // LAYERS
+
+
+def page(pool, layer, block):
+    at = (layer * POOL.num_blocks + block) * PAGE
+    return pool[at : at + PAGE]
 
 
 class GatedCopier(HostCopier):
@@ -30,14 +40,29 @@ class GatedCopier(HostCopier):
         self.amid()
 
 
+def two_groups():
+    """The pool of a model with twice the layers, the second half of which has a window."""
+    geometry = POOL.geometry(0)
+    (place,) = geometry.places
+    window = dataclasses.replace(place, offset=geometry.pool_bytes, group=1)
+    return dataclasses.replace(
+        geometry,
+        places=(place, window),
+        block_sizes=geometry.block_sizes * 2,
+        pool_bytes=2 * geometry.pool_bytes,
+    )
+
+
 class Half:
     """A worker half over a pool in this process."""
 
-    def __init__(self, blocks=()):
-        self.pool = ctypes.create_string_buffer(bytes(filled(POOL, 0, list(blocks))))
+    def __init__(self, blocks=(), geometry=None):
+        geometry = geometry or POOL.geometry(0)
+        part = bytes(filled(POOL, 0, list(blocks)))
+        self.pool = ctypes.create_string_buffer(part * (geometry.pool_bytes // len(part)))
         self.copier = GatedCopier()
         self.worker = TierWorker(
-            POOL.geometry(0),
+            geometry,
             ctypes.addressof(self.pool),
             lambda: self.copier,
             rank=0,
@@ -68,8 +93,8 @@ def tier():
 def half():
     halves = []
 
-    def make(blocks=()):
-        halves.append(Half(blocks))
+    def make(blocks=(), geometry=None):
+        halves.append(Half(blocks, geometry))
         return halves[-1]
 
     yield make
@@ -79,11 +104,11 @@ def half():
 
 
 def store(job_id=1):
-    return TierStore(job_id, slots=[2, 0], keys=[A, B], blocks=[3, 5])
+    return TierStore(job_id, slots=[2, 0], keys=[A, B], blocks=[(3,), (5,)])
 
 
 def load():
-    return TierLoad("r1", slots=[2, 0], keys=[A, B], blocks=[7, 2])
+    return TierLoad("r1", slots=[2, 0], keys=[A, B], blocks=[(7,), (2,)])
 
 
 def reserve(tier, state=SlotState.RESERVED):
@@ -104,6 +129,29 @@ def test_what_one_stores_another_loads(tier, half):
     assert report.load_bytes == 2 * POOL.geometry(0).block_bytes()
     for at, value in expected(POOL, 0, [7, 2]).items():
         assert reader.pool.raw[at] == value
+
+
+def test_a_slot_holds_a_block_of_each_group_and_fills_those_that_are_asked_for(tier, half):
+    writer, reader = half([3, 5], two_groups()), half((), two_groups())
+    reserve(tier)
+    both = dataclasses.replace(store(), blocks=[(3, 5), (5, 3)])
+    writer.worker.start(TierStep(welcome=tier.welcome, stores=[both]))
+    assert writer.outcome()[2].ended == {1: 1}
+    reserve(tier, SlotState.READY)
+    some = dataclasses.replace(load(), blocks=[(7, NULL_BLOCK), (2, 4)])
+    reader.worker.start(TierStep(welcome=tier.welcome, loads=[some]))
+    finished, failed, report = reader.outcome()
+    assert (finished, failed) == ({"r1"}, set())
+    assert report.load_bytes == 3 * POOL.geometry(0).block_bytes()
+    full, window = reader.pool.raw[: POOL.pool_bytes(0)], reader.pool.raw[POOL.pool_bytes(0) :]
+    source = writer.pool.raw
+    for layer, block, source_block, part in (
+        *((layer, 7, 3, full) for layer in range(LAYERS)),
+        *((layer, 2, 5, full) for layer in range(LAYERS)),
+        *((layer, 4, 3, window) for layer in range(LAYERS)),
+    ):
+        assert page(part, layer, block) == page(source, layer, source_block) != bytes(PAGE)
+    assert not any(any(page(window, layer, NULL_BLOCK)) for layer in range(LAYERS))
 
 
 def test_a_slot_of_another_key_is_not_loaded(tier, half):

@@ -51,3 +51,13 @@ def test_pages_that_other_workers_could_not_read_are_refused_by_name(ask) -> Non
 
 def test_vllm_keeps_of_a_window_what_we_offer(ask) -> None:
     assert ask("windows") == []
+
+
+def test_a_tier_takes_groups_whose_blocks_are_of_as_many_tokens(ask) -> None:
+    one_size, two_sizes, without_tier = ask("tiers")
+    assert (one_size, without_tier) == (None, None)
+    assert two_sizes == (
+        "worker decode-0: the model's KV blocks are of different numbers of tokens (16 for full "
+        "attention, 32 for a sliding window of 40 tokens), the host tier keeps blocks of one; "
+        "remove kv.host"
+    )
