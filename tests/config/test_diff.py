@@ -210,6 +210,7 @@ def test_every_setting_has_an_effect_or_is_refused():
     """A new field of the configuration must be put into one of the groups."""
     grouped = {"model", "served_model_names", "runtime_dir", "simulate", "kv", "speedup", "router"}
     grouped |= {"drain_deadline_s", "liveness", "listeners", "workers", "warnings", "tiers"}
+    grouped |= {"accounting"}
     assert set(NodeConfig.__struct_fields__) == grouped
     of_listeners = {"name", "socket", "host", "port", "mode", "group"}
     of_listeners |= {"gateway", "gateways", "api_key_file", "args", "tenant", "kv_host_share"}

@@ -100,6 +100,7 @@ def an_estate(**parts):
         "tier_desk": SimpleNamespace(is_settled=True, gone=[]),
         "changes": SimpleNamespace(rollout=Rollout()),
         "causes": {},
+        "run_id": "r1",
         "started_s": 1.0,
         "num_reloads": 2,
     }

@@ -1,6 +1,15 @@
 import msgspec
+import pytest
 
-from nodeserve.config.node import GatewayKind, Listener, NodeConfig, TierSettings, Worker
+from nodeserve.config.node import (
+    AccountingSettings,
+    GatewayKind,
+    Listener,
+    NodeConfig,
+    TierSettings,
+    Worker,
+)
+from nodeserve.errors import InvariantError
 from nodeserve.ids import Generation
 from nodeserve.supervisor import plan
 from nodeserve.supervisor.runtime import RuntimeDirectory
@@ -52,7 +61,8 @@ def test_only_workers_have_a_role():
     roles = {slot.name: slot.role for slot in plan.slot_plans(config()) if slot.role}
     assert roles == {"prefill-0": Role.PREFILL, "decode-0": Role.DECODE}
     kinds = {slot.kind for slot in plan.slot_plans(config())}
-    assert kinds == set(ProcessKind) - {ProcessKind.SUPERVISOR, ProcessKind.BLOCK_MANAGER}
+    by_wish = {ProcessKind.BLOCK_MANAGER, ProcessKind.LEDGER, ProcessKind.MONITOR}
+    assert kinds == set(ProcessKind) - {ProcessKind.SUPERVISOR} - by_wish
 
 
 def test_workers_are_known_by_their_gpus_and_simulated_ones_by_numbers():
@@ -85,6 +95,23 @@ def test_a_node_without_tiers_tells_nobody_of_any(tmp_path):
     worker = plan.worker_spec(config(), runtime, config().workers[0], Generation(7))
     assert worker.kv.tier_address is None
     assert not plan.dispatcher_spec(config(), runtime, Generation(2)).names_listeners
+
+
+def test_a_node_that_books_has_a_ledger_that_everybody_knows(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    books = msgspec.structs.replace(config(), accounting=AccountingSettings())
+    kinds = {slot.kind: slot.forkserver for slot in plan.slot_plans(books)}
+    assert kinds[ProcessKind.LEDGER] == kinds[ProcessKind.MONITOR] == "forkserver"
+    ledger = plan.ledger_spec(
+        books, runtime, Generation(3), run_id="r1", db_path=tmp_path / "ledger.db"
+    )
+    worker = plan.worker_spec(books, runtime, books.workers[1], Generation(7))
+    dispatcher = plan.dispatcher_spec(books, runtime, Generation(2))
+    monitor = plan.monitor_spec(books, runtime, Generation(4), run_began_s=1.0)
+    assert {ledger.ledger_address} == {one.ledger_address for one in (worker, dispatcher, monitor)}
+    assert worker.meters == monitor.gpu_uuids == ("GPU-a", "GPU-b")
+    with pytest.raises(InvariantError, match="books nothing"):
+        plan.ledger_spec(config(), runtime, Generation(3), run_id="r1", db_path=tmp_path)
 
 
 def test_a_worker_is_told_its_place_and_its_engine(tmp_path):

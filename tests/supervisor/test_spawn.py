@@ -5,17 +5,31 @@ import stat
 import msgspec
 import pytest
 
-from nodeserve.config.node import GatewayKind, Listener, NodeConfig, TierSettings, Worker
+from nodeserve.config.node import (
+    AccountingSettings,
+    GatewayKind,
+    Listener,
+    NodeConfig,
+    TierSettings,
+    Worker,
+)
 from nodeserve.errors import ConfigError
 from nodeserve.ids import Generation
 from nodeserve.supervisor import plan as plans
 from nodeserve.supervisor.exec_child import FIRST_FD, ExecSpec
 from nodeserve.supervisor.gateways import Gateways
 from nodeserve.supervisor.runtime import RuntimeDirectory
-from nodeserve.supervisor.spawn import Spawner
+from nodeserve.supervisor.spawn import Run, Spawner
 from nodeserve.supervisor.tier_memory import TierMemory
 from nodeserve.wire.kinds import Role
-from nodeserve.wire.spawn import BlockManagerSpec, DispatcherSpec, PythonGatewaySpec, WorkerSpec
+from nodeserve.wire.spawn import (
+    BlockManagerSpec,
+    DispatcherSpec,
+    LedgerSpec,
+    MonitorSpec,
+    PythonGatewaySpec,
+    WorkerSpec,
+)
 
 
 def _name(fd):
@@ -60,7 +74,8 @@ class Stage:
         self.gateways = Gateways(self.config, lambda event: None, {})
         self.children = RecordedChildren()
         self.memory = TierMemory.of(self.config.tiers, None)
-        self.spawner = Spawner(self.config, self.runtime, self.children, self.gateways, self.memory)
+        makers = self.children, self.gateways
+        self.spawner = Spawner(self.config, self.runtime, *makers, Run("r1", 5.0), self.memory)
         self.plans = {slot.name: slot for slot in plans.slot_plans(self.config)}
 
     async def spawn(self, name, generation=7):
@@ -90,6 +105,22 @@ def stage(tmp_path):
     yield make
     for one in made:
         one.close()
+
+
+async def test_a_ledger_and_a_monitor_know_of_the_run(stage, tmp_path, monkeypatch):
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    here = stage(accounting=AccountingSettings(zone="DEU", node="n1"))
+    await here.spawn(plans.LEDGER)
+    await here.spawn(plans.MONITOR)
+    (_, _, ledger, *_), (_, _, monitor, *_) = here.children.forks
+    assert ledger.entry == "nodeserve.ledger.main:run"
+    told = msgspec.msgpack.decode(ledger.spec, type=LedgerSpec)
+    assert (told.run_id, told.node, told.zone) == ("r1", "n1", "DEU")
+    assert told.db_path == str(tmp_path / "state" / "ledger.db")
+    assert monitor.entry == "nodeserve.monitor.main:run"
+    watched = msgspec.msgpack.decode(monitor.spec, type=MonitorSpec)
+    assert (watched.run_began_s, watched.simulate) == (5.0, "2xh100-sxm")
+    assert watched.ledger_address == told.ledger_address
 
 
 async def test_the_light_fork_server_loads_what_its_children_run_and_no_vllm(stage):
