@@ -15,7 +15,7 @@ from nodeserve.errors import InvariantError, NodeserveError
 COMMANDS: Final = {
     "serve": "Serve a model until stopped.",
     "status": "Show the node's processes, load and latencies.",
-    "health": "Say whether the node can answer requests.",
+    "health": "Say whether the node can answer requests, and how its devices are.",
     "chat": "Talk to the model in this terminal.",
     "complete": "Let the model continue a text.",
     "drain": "Move or finish the requests of a worker or of the node, then end it.",
