@@ -5,11 +5,9 @@ kernel can write what is taken here for its own.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ import msgspec
 
 from nodeserve.device.base import XidSeen
 from nodeserve.device.kernel_log import SwitchError, parse_message
+from nodeserve.device.parent_death import die_with_parent
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -33,10 +32,8 @@ _MAX_LINE_BYTES: Final = 1 << 20
 _MAX_RECORDS: Final = 2000
 """Taken at a time; the rest comes at the next call."""
 
-_PR_SET_PDEATHSIG: Final = 1
 """Source: linux/prctl.h."""
 
-_LIBC: Final = ctypes.CDLL(None)
 
 Error = XidSeen | SwitchError
 
@@ -108,7 +105,7 @@ class Journal:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509  (the monitor has no other Python thread)
+            preexec_fn=die_with_parent,  # noqa: PLW1509  (the monitor has no other Python thread)
         )
         if self._child.stdout is None:
             raise OSError(f"{command[0]} has no output")
@@ -230,7 +227,3 @@ def parse_journal_line(line: bytes) -> Error | None:
     if entry.transport != "kernel" or entry.facility != "0" or message is None:
         return None
     return parse_message(message, at_s)
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -25,9 +25,10 @@ import msgspec
 
 from nodeserve.clock import MonotonicClock
 from nodeserve.config.release import installed_vllm_version, nodeserve_version
+from nodeserve.device.parent_death import die_with_parent
 from nodeserve.errors import NodeserveError
 from nodeserve.supervisor.cgroup import ControlGroup
-from nodeserve.supervisor.kernel import die_with_parent, forgo_oom_protection, name_process
+from nodeserve.supervisor.kernel import forgo_oom_protection, name_process
 
 MAX_REQUEST_BYTES: Final = 1 << 20
 MAX_FDS: Final = 128

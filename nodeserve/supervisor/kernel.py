@@ -11,7 +11,6 @@ from typing import Final
 from nodeserve.errors import PeerError
 
 # Source: linux/prctl.h.
-_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -24,14 +23,6 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 def become_subreaper() -> None:
     """Adopt every descendant whose parent dies, so that each process of the node is ours."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that became its parent ends.
-
-    Call it from a process's main thread, after it has been adopted.
-    """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def forgo_oom_protection(adjustment: Path = Path("/proc/self/oom_score_adj")) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import threading
 import uuid
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from nodeserve.wire.control import DrainRequest
-from tests.e2e.conftest import SIMULATED
+from tests.e2e.conftest import REAL, SIMULATED
 from tests.e2e.streams import PROMPTS, Stream
-from tests.support.daemon import daemon
+from tests.support.daemon import daemon, gone
 
 pytestmark = [pytest.mark.e2e, pytest.mark.vllm]
 
@@ -83,3 +84,23 @@ def test_a_killed_supervisor_leaves_nobody_and_the_next_takes_over(
         assert node.stop() == 0
     assert marked(mark) == {}
     assert list(tmp_path.iterdir()) == []
+
+
+def family(pid):
+    """Return a process and its descendants."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in family(int(child)))]
+
+
+def test_ranks_end_with_a_killed_supervisor_whatever_they_wait_for(tiny_model, tmp_path):
+    """One that is stopped hears of nothing, and another one may wait for it in a collective."""
+    words = (str(tiny_model), "--aggregated", "1", "--tp-decode", "2", *REAL)
+    with daemon(tmp_path, *words) as node:
+        node.wait_ready()
+        everybody = family(node.process.pid)
+        ranks = [pid for pid in everybody if b"VLLM::" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(ranks) == 2
+        os.kill(ranks[1], signal.SIGSTOP)
+        node.process.kill()
+        node.process.wait()
+        assert all(gone(pid) for pid in everybody)

@@ -8,27 +8,6 @@ import pytest
 
 from nodeserve.supervisor.kernel import forgo_oom_protection, name_process, send_signal
 
-PARENT = """
-import os, subprocess, sys
-code = "import os, sys, time; from nodeserve.supervisor.kernel import die_with_parent;" \\
-       "die_with_parent(); print(os.getpid(), flush=True); time.sleep(60)"
-child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-print(child.stdout.readline().decode().strip(), flush=True)
-os.kill(os.getpid(), 9)
-"""
-
-
-def test_a_child_dies_with_its_parent():
-    made = subprocess.run([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, check=False)
-    try:
-        pidfd = os.pidfd_open(int(made.stdout))
-    except ProcessLookupError:
-        return
-    poller = __import__("select").poll()
-    poller.register(pidfd)
-    assert poller.poll(10_000)
-    os.close(pidfd)
-
 
 def test_the_daemon_may_open_as_many_files_as_its_hard_limit():
     code = (

@@ -1,13 +1,15 @@
 """vLLM's executors, which leave nothing behind outside the runtime directory."""
 
+import os
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from vllm.config import VllmConfig
 from vllm.v1.executor import Executor, multiproc_executor
-from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from nodeserve.engine.vllm.rank_main import ENGINE_PID, rank_main
 from nodeserve.engine.vllm.rank_memory import forget_names
 
 _FILE = "file://"
@@ -41,6 +43,8 @@ def _several_ranks(store: Path) -> type[Executor]:
         def _init_executor(self) -> None:
             # vLLM asks for it once, in here, and there is no other way to tell it.
             multiproc_executor.get_file_store_init_method = lambda: f"{_FILE}{store}"
+            os.environ[ENGINE_PID] = str(os.getpid())
+            WorkerProc.worker_main = staticmethod(rank_main)
             super()._init_executor()
             # Before vLLM freezes the heap, in which the queues are looked for.
             self.collective_rpc(forget_names)
