@@ -1,5 +1,6 @@
 """The runtime directory: private, owned by one daemon at a time, gone after a clean end."""
 
+import contextlib
 import fcntl
 import os
 import re
@@ -97,10 +98,15 @@ class RuntimeDirectory:
         return [line.rstrip() for line in plain.splitlines() if line.strip()][-num_lines:]
 
     def forget(self, generation: Generation) -> None:
-        """Remove what an incarnation that is gone may have left: a killed one cleans up nothing."""
-        for store in engine_stores(self.path, generation):
-            _remove_store(store)
-        (self.path / f"{kv_events_name(generation)}.sock").unlink(missing_ok=True)
+        """Remove what an incarnation that is gone may have left: a killed one cleans up nothing.
+
+        What cannot be looked for now, as when no file can be opened, goes with the directory.
+        """
+        with contextlib.suppress(OSError):
+            for store in engine_stores(self.path, generation):
+                _remove_store(store)
+        with contextlib.suppress(OSError):
+            (self.path / f"{kv_events_name(generation)}.sock").unlink(missing_ok=True)
 
     def close(self, *, keep_logs: bool) -> None:
         """Remove what the daemon made; after a failure the logs, if any, stay for whoever looks."""

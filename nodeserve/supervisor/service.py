@@ -264,8 +264,8 @@ class Supervisor:
             if (ledger := self._life.slots.get(LEDGER)) is not None:
                 gone = LedgerEngineGone(generation=event.generation)
                 self._reply(str(ledger.generation).encode(), gone)
-        self._runtime.forget(event.generation)
         self._events.put_nowait(event)
+        self._runtime.forget(event.generation)
 
     def _tell_dispatcher(self, message: control.Message) -> None:
         slot = self._life.slots[DISPATCHER]

@@ -1,4 +1,5 @@
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,14 @@ def test_a_directory_that_is_taken_over_keeps_what_is_in_it_and_its_lock(tmp_pat
     with pytest.raises(ConfigError, match="already running"):
         RuntimeDirectory(tmp_path / "d")
     second.close(keep_logs=False)
+
+
+def test_who_can_open_no_file_forgets_without_a_word(tmp_path):
+    runtime = RuntimeDirectory(tmp_path / "d")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        runtime.forget(Generation(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    runtime.close(keep_logs=False)
