@@ -6,13 +6,13 @@ from typing import Final
 import msgspec
 
 from nodeserve.config.load import role_defaults
-from nodeserve.config.node import Listener, NodeConfig, Worker
+from nodeserve.config.node import AccountingSettings, Listener, NodeConfig, Worker
 from nodeserve.errors import ConfigError
 from nodeserve.wire.kinds import Role
 
 RESTART: Final = "restart the daemon for it"
 
-_IN_EVERY_PROCESS: Final = ("model", "served_model_names", "runtime_dir", "simulate", "accounting")
+_IN_EVERY_PROCESS: Final = ("model", "served_model_names", "runtime_dir", "simulate")
 _OF_EVERY_WORKER: Final = ("kv", "speedup")
 _LIVE: Final = ("router", "drain_deadline_s", "liveness")
 _OF_THE_GATEWAY: Final = ("gateway", "gateways", "api_key_file", "args", "tenant")
@@ -89,6 +89,7 @@ def compare(old: NodeConfig, new: NodeConfig) -> tuple[NodeConfig, Change]:
         ConfigError: A setting cannot change while the node serves; one line for each.
     """
     refused = [_refusal(key, getattr(old, key), getattr(new, key)) for key in _IN_EVERY_PROCESS]
+    refused += _accounting(old.accounting, new.accounting)
     for before, after in _of_both(old.listeners, new.listeners):
         key = f"listener {after.name}: "
         refused.append(_refusal(f"{key}address", before.address, after.address))
@@ -98,6 +99,14 @@ def compare(old: NodeConfig, new: NodeConfig) -> tuple[NodeConfig, Change]:
         raise ConfigError("\n".join(lines))
     new = msgspec.structs.replace(new, workers=_named(old.workers, new.workers))
     return new, _change(old, new)
+
+
+def _accounting(old: AccountingSettings | None, new: AccountingSettings | None) -> list[str | None]:
+    """Refuse to book in another way, or to begin or end to."""
+    if old is None or new is None:
+        return [_refusal("accounting.enabled", old is not None, new is not None)]
+    before, after = msgspec.structs.asdict(old), msgspec.structs.asdict(new)
+    return [_refusal(f"accounting.{key}", value, after[key]) for key, value in before.items()]
 
 
 def _change(old: NodeConfig, new: NodeConfig) -> Change:

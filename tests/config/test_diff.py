@@ -3,6 +3,7 @@ import pytest
 
 from nodeserve.config.diff import Change, compare
 from nodeserve.config.node import (
+    AccountingSettings,
     GatewayKind,
     Listener,
     LivenessSettings,
@@ -268,3 +269,19 @@ def test_tiers_restart_the_block_manager_and_workers_only_where_they_come_or_go(
     assert (change.block_manager, len(change.restarted)) == (manager, restarted)
     assert not change.listeners_restarted
     assert (f"block manager: {manager}" in change.lines()) == (manager is not None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (None, AccountingSettings(), "accounting.enabled is False and would be True"),
+        (
+            AccountingSettings(zone="DEU"),
+            AccountingSettings(zone="FRA"),
+            "accounting.zone is DEU and would be FRA",
+        ),
+    ],
+)
+def test_how_a_node_books_does_not_change_while_it_serves(before, after, said):
+    with pytest.raises(ConfigError, match=said):
+        compare(changed(accounting=before), changed(accounting=after))
